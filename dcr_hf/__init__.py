@@ -1,0 +1,1 @@
+"""Diffusion Contrastive Reconstruction (DCR) for CLIP vision encoders, on Hugging Face Trainer."""

@@ -1,0 +1,193 @@
+"""CLIP-family encoders: what a checkpoint is, its vision side as images -> z, and LoRA on exactly that side."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    CLIPModel,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipModel,
+    SiglipVisionModel,
+)
+
+_LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between two kinds of dual encoder; everything else is read from the checkpoint."""
+
+    dual_class: type[PreTrainedModel]
+    vision_class: type[PreTrainedModel]
+    lora_targets: str
+    """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
+    text_modules: tuple[str, ...]
+    """What the dual encoder has besides its vision side."""
+    export_prefixes: tuple[str, ...]
+    """Where an exported weight may differ from the original: the vision side."""
+
+
+# SigLIP pools with nn.MultiheadAttention, which reads the weights of its `out_proj` without calling the layer: an
+# adapter there would never see an input.
+FAMILIES = {
+    "clip": Family(
+        dual_class=CLIPModel,
+        vision_class=CLIPVisionModel,
+        lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
+        text_modules=("text_model", "text_projection"),
+        export_prefixes=("vision_model.", "visual_projection."),
+    ),
+    "siglip": Family(
+        dual_class=SiglipModel,
+        vision_class=SiglipVisionModel,
+        lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
+        text_modules=("text_model",),
+        export_prefixes=("vision_model.",),
+    ),
+}
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
+
+
+def local_folder(path_or_id: str, patterns: Iterable[str] = _SIDE_FILES) -> Path:
+    """The folder itself, or the hub repository's files that match `patterns`, downloaded to the cache."""
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
+        raise FileNotFoundError(
+            f"{path_or_id!r} is neither a folder here nor a hub id of the form 'owner/name'. "
+            "Give the path of a folder that save_pretrained wrote, or an id."
+        )
+    return Path(snapshot_download(path_or_id, allow_patterns=list(patterns)))
+
+
+def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
+    """The checkpoint's configuration and its family, by `model_type`. Reads no weights."""
+    folder = local_folder(path_or_id)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"encoder {path_or_id!r} has no config.json: it is not a folder that transformers' save_pretrained wrote."
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the whole "
+            "dual encoder, text tower included, not the vision tower alone)."
+        )
+    return config, FAMILIES[config.model_type]
+
+
+def check_encoder(path_or_id: str) -> None:
+    """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
+
+    Raises:
+        FileNotFoundError: configuration, weights, image processor or tokenizer missing.
+        ValueError: no CLIP or SigLIP; an image size that the denoiser's VAE cannot take.
+    """
+    config, _ = read_encoder_config(path_or_id)
+    folder = local_folder(path_or_id)
+    is_local = Path(path_or_id).expanduser().is_dir()
+    wanted = {
+        "an image processor": ("preprocessor_config.json", "processor_config.json"),
+        "a tokenizer": _TOKENIZER_FILES,
+    }
+    if is_local:  # a hub repository's weights are not downloaded for a check
+        wanted["weights"] = (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        )
+    for what, names in wanted.items():
+        if not any((folder / name).is_file() for name in names):
+            raise FileNotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(names)} is in it.")
+    if config.vision_config.image_size % 8:
+        raise ValueError(
+            f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
+            "of 8: the denoiser's VAE cannot encode them to whole latents."
+        )
+
+
+class ImageEncoder(nn.Module):
+    """The vision side of a CLIP-family model: images in [0, 1] -> z = f(x).
+
+    The text side is dropped after loading: nothing here uses it, and it is as large as the vision side. Module names
+    are kept, so that adapters trained here load on the full dual encoder.
+
+    Attributes:
+        model: the dual encoder without its text side; a `PeftModel` around it once LoRA is added.
+        image_size: side of the square input, in pixels.
+        embedding_width: D, the width of z.
+        mean, std: (1, 3, 1, 1), the checkpoint's own pixel statistics.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
+        super().__init__()
+        for name in family.text_modules:
+            delattr(model, name)
+        self.model = model.requires_grad_(False)
+        self.family = family
+        vision = model.config.vision_config
+        self.image_size: int = vision.image_size
+        self.embedding_width: int = (
+            model.config.projection_dim if hasattr(model, "visual_projection") else vision.hidden_size
+        )
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str) -> "ImageEncoder":
+        """Load a CLIP or SigLIP folder or id in float32, frozen.
+
+        Raises:
+            ValueError: not a CLIP or SigLIP, or an image processor of another size than the tower.
+        """
+        config, family = read_encoder_config(path_or_id)
+        processor = AutoImageProcessor.from_pretrained(path_or_id)
+        size = processor.crop_size or processor.size
+        if size["height"] != config.vision_config.image_size:
+            raise ValueError(
+                f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
+                f"{config.vision_config.image_size}. Correct preprocessor_config.json."
+            )
+        model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32)
+        return cls(model, family, processor.image_mean, processor.image_std)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""
+        return (images - self.mean) / self.std
+
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return pixel_values * self.std + self.mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> z (B, D), not normalised to unit length."""
+        return self.model.get_image_features(pixel_values=self.normalize(images)).pooler_output
+
+    def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
+        """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen."""
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self.family.lora_targets, bias="none"
+        )
+        self.model = get_peft_model(self.model, config)
+
+
+def load_dual_encoder(path_or_id: str, adapter: str | Path | None = None) -> PreTrainedModel:
+    """The whole dual encoder in float32, text tower included; with `adapter`, our LoRA merged into its weights."""
+    _, family = read_encoder_config(path_or_id)
+    model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32).eval()
+    if adapter is None:
+        return model
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()

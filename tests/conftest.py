@@ -1,0 +1,234 @@
+"""Tiny random models, saved as the real folders they stand for, and shards of real photographs. Built once a run."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+IMAGE_SIZE = 32
+EMBEDDING_WIDTH = {"clip": 16, "siglip": 24}
+CONDITION_WIDTH = 32  # the tiny UNet's cross_attention_dim
+# Statistics that are nobody's default, so that a test sees which ones are used.
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer with no merges: every string is tokenizable, 77 tokens at most."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def save_clip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "initializer_factor": 4.0}
+    config = CLIPConfig(
+        text_config={
+            "hidden_size": 20,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 77,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **tower,
+        },
+        vision_config={"hidden_size": 24, "image_size": image_size, "patch_size": 8, **tower},
+        projection_dim=EMBEDDING_WIDTH["clip"],
+    )
+    CLIPModel(config).save_pretrained(folder)
+    side = {"height": image_size, "width": image_size}
+    CLIPImageProcessor(
+        size={"shortest_edge": image_size}, crop_size=side, image_mean=MEAN, image_std=STD
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+    torch.manual_seed(seed)
+    letters = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789.,'-?"]
+    backend = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    width = EMBEDDING_WIDTH["siglip"]
+    config = SiglipConfig(
+        text_config={
+            "hidden_size": width,
+            "vocab_size": len(letters),
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            **tower,
+        },
+        vision_config={"hidden_size": width, "image_size": image_size, "patch_size": 8, **tower},
+    )
+    SiglipModel(config).save_pretrained(folder)
+    SiglipImageProcessor(
+        size={"height": image_size, "width": image_size}, image_mean=MEAN, image_std=STD
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion(folder: Path, prediction_type: str = "epsilon", seed: int = 0, version: int = 2) -> Path:
+    """A full StableDiffusionPipeline folder in the layout of SD 1.x (convolutional projections, fixed head count) or
+    2.x (linear projections, a head size)."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    text = CLIPTextConfig(
+        hidden_size=CONDITION_WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": CONDITION_WIDTH,
+    }
+    heads = (
+        {"attention_head_dim": 2} if version == 1 else {"attention_head_dim": (2, 4), "use_linear_projection": True}
+    )
+    unet = UNet2DConditionModel(sample_size=8, **blocks, **heads)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        layers_per_block=1,
+    )
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def photographs(count: int, side: int = 96) -> list[Image.Image]:
+    """`count` different crops of the photographs that ship in scikit-learn and scikit-image."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    sources = [*load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    crops = []
+    for index in range(count):
+        source = sources[index % len(sources)]
+        step = index // len(sources)
+        top = (step * 53) % (source.shape[0] - side)
+        left = (step * 101) % (source.shape[1] - side)
+        crops.append(Image.fromarray(source[top : top + side, left : left + side]))
+    return crops
+
+
+def encoded(image: Image.Image, format: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, samples: dict[str, bytes | dict[str, bytes]]) -> Path:
+    """A shard as img2dataset writes it. A value is the .jpg's bytes, or {extension: bytes} for anything else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            if isinstance(members, bytes):
+                members = {"jpg": members, "txt": b"a photo", "json": json.dumps({"key": key}).encode()}
+            for extension, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(models_folder) -> Path:
+    return save_clip(models_folder / "clip-tiny")
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(models_folder) -> Path:
+    return save_siglip(models_folder / "siglip-tiny")
+
+
+@pytest.fixture(scope="session")
+def encoder_folders(clip_folder, siglip_folder) -> dict[str, Path]:
+    return {"clip": clip_folder, "siglip": siglip_folder}
+
+
+@pytest.fixture(scope="session")
+def sd_folder(models_folder) -> Path:
+    return save_stable_diffusion(models_folder / "sd-tiny")
+
+
+@pytest.fixture(scope="session")
+def sd_v_folder(models_folder) -> Path:
+    return save_stable_diffusion(models_folder / "sd-tiny-v", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def shards_folder(tmp_path_factory) -> Path:
+    """Three shards of 16 photographs in CC3M's layout, with three broken members among them."""
+    folder = tmp_path_factory.mktemp("cc3m")
+    images = [encoded(image, quality=90) for image in photographs(48)]
+    for shard in range(3):
+        samples = {f"{shard:05d}{i:04d}": images[shard * 16 + i] for i in range(16)}
+        samples[f"{shard:05d}0003"] = {
+            0: images[3][: len(images[3]) // 3],  # truncated
+            1: b"<html><body>404</body></html>",
+            2: b"",
+        }[shard]
+        write_shard(folder / f"{shard:05d}.tar", samples)
+    return folder
