@@ -1,5 +1,6 @@
 """Where training images come from: what --train_data names -> HF `datasets` streams of encoded images."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -30,7 +31,8 @@ class FileSource:
 
     Attributes:
         units: paths or URLs of shards; or, for loose files, lists of paths.
-        images: how many images there are, where that is known without reading them.
+        images: about how many images there are, if that can be known without reading them: by img2dataset's own
+            statistics, else by the first shard.
     """
 
     units: tuple[str | tuple[str, ...], ...]
@@ -120,12 +122,22 @@ def _shard_source(shards: list[str]) -> FileSource:
                 tar.next()
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise ValueError(f"shard {shard} is no tar file ({error}). Remove it or download it again.") from error
-    if next((row for row in read_shard(shards[0], 0, 1) if row["error"] is None), None) is None:
+    in_first = _count_images(shards[0])
+    if not in_first:
         raise ValueError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
     statistics = [Path(shard.removesuffix(".tar") + "_stats.json") for shard in shards]
     if all(path.is_file() for path in statistics):  # img2dataset's own counts
         return FileSource(tuple(shards), sum(json.loads(path.read_text())["successes"] for path in statistics))
-    return FileSource(tuple(shards), None)
+    return FileSource(tuple(shards), in_first * len(shards))
+
+
+def _count_images(shard: str) -> int:
+    """By the headers alone; of a shard that ends in the middle, those before its end."""
+    count = 0
+    with contextlib.suppress(tarfile.TarError, EOFError, zlib.error), tarfile.open(shard) as tar:
+        for member in tar:
+            count += member.isfile() and Path(member.name).suffix.lower() in IMAGE_EXTENSIONS
+    return count
 
 
 def _image_folder_source(folder: Path) -> FileSource:

@@ -92,7 +92,11 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
     batch = args.per_device_train_batch_size
     per_step = batch * args.gradient_accumulation_steps * args.world_size
     evaluations = (batch * batch + batch) * args.gradient_accumulation_steps * args.world_size
-    epoch = f"{math.ceil(images / per_step):,}" if images else "unknown (the data does not say how many images it has)"
+    epoch = (
+        f"about {math.ceil(images / per_step):,}"
+        if images
+        else "unknown (the data does not say how many images it has)"
+    )
     width = max(len(name) for name in modules)
     return "\n".join(
         [
