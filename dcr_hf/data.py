@@ -5,7 +5,7 @@ import json
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,13 @@ class StreamState:
 
     def write(self, checkpoint: str | Path) -> None:
         (Path(checkpoint) / self.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def advanced(self, positions: list[dict[int, dict]], batches: int, skipped: dict[str, int]) -> "StreamState":
+        """This state after each rank has consumed `batches` more and come to these positions of its lanes."""
+        merged = dict(self.positions)
+        for of_rank in positions:
+            merged |= of_rank
+        return replace(self, positions=merged, batches=self.batches + batches, skipped=dict(skipped))
 
     def dealt_to(self, readers: int) -> "StreamState":
         """This state for that many readers; the same state if nothing changes.
