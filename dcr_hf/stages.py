@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.checkpoints import step_of, whole_checkpoints
 from dcr_hf.condition import PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
@@ -87,7 +89,8 @@ def train_stage(
         max_bad_fraction=args.max_bad_fraction,
         state=StreamState.read(checkpoint) if checkpoint else None,
     )
-    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images)
+    callbacks = tensorboard(args, step_of(checkpoint) if checkpoint else 0)
+    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.stop_if_not_finite()
     if trainer.stop_on_signal.stopped:
@@ -101,6 +104,17 @@ def train_stage(
     trainer.accelerator.free_memory()
     # The next stage has an Accelerator of its own; with DeepSpeed accelerate refuses a second one beside the first.
     AcceleratorState._reset_state()
+
+
+def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:
+    """One log for a stage however often it is interrupted: what was logged behind `step` is taken back. Transformers'
+    own would begin another log at every start."""
+    if "tensorboard" not in args.report_to:
+        return []
+    args.report_to = [name for name in args.report_to if name != "tensorboard"]
+    if args.process_index:
+        return []
+    return [TensorBoardCallback(SummaryWriter(Path(args.output_dir) / "runs", purge_step=step + 1))]
 
 
 def finish_from(checkpoint: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,30 +97,31 @@ def assert_alike(found, expected, base):
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2"])
 def test_zero_trains_as_ddp_does(name, train, ddp, clip_folder, tmp_path):
     found = train(on_two_cpu_processes(name, tmp_path), tmp_path / "out")
     assert_alike(found, ddp, load_file(clip_folder / "model.safetensors"))
-    for weights in tmp_path.rglob("*states.pt"):
-        for key in torch.load(weights, weights_only=False, map_location="cpu").get("module", {}):
-            assert not re.search("unet|vae|denoiser|text_model", key)
 
 
-def test_zero_3_goes_on_from_its_checkpoint(train, ddp, clip_folder, tmp_path):
-    launcher = on_two_cpu_processes("deepspeed_zero3", tmp_path)
-    train(launcher, tmp_path / "out", stage1=1, stage2=1)
-    for path in [*(tmp_path / "out").glob("clip-tiny-dcr*/*"), *(tmp_path / "out").glob("stage2/adapter_*")]:
-        path.unlink()
-    for folder in (tmp_path / "out").glob("clip-tiny-dcr*"):
-        folder.rmdir()
-    losses, _ = train(launcher, tmp_path / "out", stage1=1, stage2=2)
-    assert len(losses) == 3 and len(set(losses)) == 3
+def test_zero_3_trains_as_ddp_does_also_when_it_goes_on_from_a_checkpoint(train, ddp, clip_folder, tmp_path):
+    launcher, output = on_two_cpu_processes("deepspeed_zero3", tmp_path), tmp_path / "out"
+    train(launcher, output, stage2=1)
+    for path in [*output.glob("clip-tiny-dcr*"), *output.glob("stage2/adapter_*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = train(launcher, output)
+    assert_alike(found, ddp, load_file(clip_folder / "model.safetensors"))
+    partitioned = list(output.rglob("zero_pp_rank_*_model_states.pt"))
+    assert len(partitioned) == 8  # two ranks, two checkpoints in each of two stages
+    for file in partitioned:
+        assert not re.search(rb"unet|vae|text_model", file.read_bytes())
 
 
 def test_full_fine_tuning_under_zero_3_is_that_of_ddp(train, clip_folder, tmp_path):
     options = ("--lora_rank", "0", "--stage2_learning_rate", "1e-4")
     expected = train(TORCHRUN, tmp_path / "ddp", *options, stage1=1)
-    found = train(on_two_cpu_processes("deepspeed_zero3", tmp_path), tmp_path / "zero3", *options, stage1=1)
+    # By DeepSpeed's own kind of configuration, as its launcher takes it.
+    zero3 = ("--deepspeed", str(ROOT / "accelerate_configs" / "deepspeed_zero3.json"))
+    found = train(TORCHRUN, tmp_path / "zero3", *options, *zero3, stage1=1)
     base = load_file(clip_folder / "model.safetensors")
     assert_alike(found, expected, base)
     moved = {name for name, tensor in expected[1].items() if not torch.equal(tensor, base[name])}
