@@ -187,7 +187,11 @@ class ImageEncoder(nn.Module):
 def load_dual_encoder(path_or_id: str, adapter: str | Path | None = None) -> PreTrainedModel:
     """The whole dual encoder in float32, text tower included; with `adapter`, our LoRA merged into its weights."""
     _, family = read_encoder_config(path_or_id)
-    model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32).eval()
+    model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:  # transformers would leave them random, with no error
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
+    model.eval()
     if adapter is None:
         return model
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()

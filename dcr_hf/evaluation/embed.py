@@ -33,6 +33,9 @@ class Embeddings(Protocol):
     def remember(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """`compute()`, or what it gave the last time for the same encoder and set."""
 
+    def remember_texts(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The same for what depends on texts alone: kept while the image side is trained."""
+
 
 class _Pixels(Dataset):
     """Image `index` of a set, decoded and resized: runs in the loader's workers."""
@@ -129,7 +132,7 @@ class DiskEmbeddings:
 
     @property
     def logit_scale(self) -> float:
-        return float(self.remember("logit_scale", lambda: np.array(self._encoder.text.logit_scale)))
+        return float(self.remember_texts("logit_scale", lambda: np.array(self._encoder.text.logit_scale)))
 
     def images(self, kind: str) -> np.ndarray:
         return self._store.load(kind)
@@ -139,6 +142,9 @@ class DiskEmbeddings:
 
     def remember(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         return remember(self._store.folder / "derived" / f"{name}.npy", compute)
+
+    def remember_texts(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        return self.remember(name, compute)
 
 
 def embed_in_memory(

@@ -22,7 +22,7 @@ def predict_retrieval(embeddings: Embeddings, data: CaptionedImages, kind: str, 
     owners = np.repeat(np.arange(len(counts)), counts)  # (texts,): the image of each text
     first_text = np.concatenate([[0], np.cumsum(counts)])
     name = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    text_embeddings = embeddings.remember(f"captions-{name}", lambda: embeddings.texts(texts))
+    text_embeddings = embeddings.remember_texts(f"captions-{name}", lambda: embeddings.texts(texts))
     image_embeddings = unit(embeddings.images("projected"))
     rows = []
     for index, best in enumerate(_nearest(image_embeddings, text_embeddings)):

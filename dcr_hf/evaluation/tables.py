@@ -81,18 +81,18 @@ def _mmvp_table(results: Results) -> Table:
     def row(encoder: str) -> list[str]:
         total = cells.rows[encoder, "all", metric]
         categories = [cells.short(encoder, category, metric) for category in CATEGORIES]
-        return [*categories, cells.full(encoder, "all", metric), f"{total['count']}/{total['n']}"]
+        return [cells.full(encoder, "all", metric), f"{total['count']}/{total['n']}", *categories]
 
     theirs = [
-        Row(f"{backbone}, {method}", [DASH] * len(CATEGORIES) + [f"{value:.1f}", DASH], "paper")
+        Row(f"{backbone}, {method}", [f"{value:.1f}", *[DASH] * (len(CATEGORIES) + 1)], "paper")
         for backbone, methods in published.MMVP.items()
         for method, value in methods.items()
     ]
     return Table(
         "P-Ability: MMVP-VLM",
         "Percent of pairs with both statements right; mean of the nine categories with its 95 % interval. Chance is "
-        f"25 %. One pair is 0.74 points of the published 135. Rows marked paper: {published.PAPER}.",
-        ["", *CATEGORIES, "mean of nine", "pairs"],
+        f"25 %. One pair is 0.74 points of the published 135. Rows marked *paper* are {published.PAPER}'s own, not measured here.",
+        ["", "mean of nine", "pairs", *CATEGORIES],
         cells.measured(row) + theirs,
     )
 
@@ -123,7 +123,7 @@ def _clustering_table(results: Results) -> Table:
         "D-Ability: clustering",
         f"NMI / ACC / ARI in percent, mean over the seeds. k-means with k = number of classes, n_init 10, on "
         f"unit-length features ({'; '.join(sorted(settings))}). The paper's rows stand below once all its six sets "
-        f"were run. Rows marked paper: {published.PAPER}.",
+        f"were run. Rows marked *paper* are {published.PAPER}'s own, not measured here.",
         ["", *cells.datasets],
         cells.measured(row) + theirs,
     )
@@ -148,7 +148,7 @@ def _zeroshot_table(results: Results) -> Table:
     ]
     return Table(
         "Zero-shot classification",
-        f"acc1 / acc5 / mean per-class recall in percent. Rows marked CLIP_benchmark: {published.CLIP_BENCHMARK}.",
+        f"acc1 / acc5 / mean per-class recall in percent. Rows marked *CLIP_benchmark* are {published.CLIP_BENCHMARK}, not measured here.",
         ["", *cells.datasets],
         cells.measured(row) + theirs,
     )
@@ -170,7 +170,7 @@ def _retrieval_table(results: Results) -> Table:
     ]
     return Table(
         "Retrieval",
-        f"Recall at 1 / 5 / 10 in percent. Rows marked CLIP_benchmark: {published.CLIP_BENCHMARK}.",
+        f"Recall at 1 / 5 / 10 in percent. Rows marked *CLIP_benchmark* are {published.CLIP_BENCHMARK}, not measured here.",
         ["", *(f"{name}, {direction.replace('_', ' ')}" for name, direction in columns)],
         cells.measured(row) + theirs,
     )

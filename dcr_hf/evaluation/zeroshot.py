@@ -27,7 +27,7 @@ def predict_classes(embeddings: Embeddings, data: LabeledImages, kind: str, seed
     Of equal scores the lower class comes first, so a constant encoder always says class 0.
     """
     prompts = hashlib.sha256("\n".join([*data.class_names, "", *data.templates]).encode()).hexdigest()[:16]
-    classes = embeddings.remember(
+    classes = embeddings.remember_texts(
         f"classes-{prompts}", lambda: class_embeddings(embeddings, list(data.class_names), list(data.templates))
     )
     images, kept = embeddings.images("projected"), min(KEPT, len(classes))

@@ -37,7 +37,9 @@ def write_shards(
     """A clip-benchmark webdataset: test/{i}.tar, test/nshards.txt and the lists beside."""
     share = -(-len(samples) // shards)
     for shard in range(shards):
-        rows = {f"s{index:07d}": samples[index] for index in range(shard * share, min(len(samples), (shard + 1) * share))}
+        rows = {
+            f"s{index:07d}": samples[index] for index in range(shard * share, min(len(samples), (shard + 1) * share))
+        }
         write_shard(folder / "test" / f"{shard}.tar", rows)
     (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
     if class_names is not None:
