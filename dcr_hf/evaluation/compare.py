@@ -26,9 +26,9 @@ def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> lis
     """
     reference, *others = results.encoders
     values = {tuple(row[part] for part in PLACE): row["value"] for row in results.results}
-    rows = []
+    rows, order = [], list(BENCHMARKS)
     for encoder in others:
-        for (name, benchmark, dataset), right in scored.items():
+        for (name, benchmark, dataset), right in sorted(scored.items(), key=lambda each: order.index(each[0][1])):
             left = scored.get((reference, benchmark, dataset))
             if name != encoder or left is None:
                 continue

@@ -1,6 +1,6 @@
 """Numbers that others published, to lay beside ours; percent. Never presented as measured here."""
 
-PAPER = "the DCR paper (arXiv 2603.04803)"
+PAPER = "the DCR paper's own numbers (arXiv 2603.04803)"
 CLIP_BENCHMARK = "CLIP_benchmark's published results"
 
 # MMVP-VLM, mean of the nine categories: method -> backbone -> percent.

@@ -11,6 +11,7 @@ from dcr_hf.evaluation.locate import Located, locate
 
 HUB_PATTERNS = ["*.txt", "test/*"]
 SHARD_LAYOUT = "test/nshards.txt, test/0.tar ... test/{n-1}.tar, classnames.txt, zeroshot_classification_templates.txt"
+_TAR_END = bytes(1024)
 FOLDER_TEMPLATES = ("a photo of a {c}.",)
 
 
@@ -132,6 +133,10 @@ def _shard_paths(name: str, folder: Path) -> list[str]:
             raise FileNotFoundError(
                 f"data set {name!r} lacks {path}: {counted} says {number} shards. Layout: {SHARD_LAYOUT}."
             )
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(_TAR_END)))
+            if file.read() != _TAR_END:  # tar readers take a cut archive for a short one
+                raise ValueError(f"data set {name!r}: {path} is truncated (no end mark of a tar). Fetch it again.")
     return [str(path) for path in paths]
 
 
