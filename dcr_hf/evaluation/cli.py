@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = _parser()
     options = parser.parse_args(arguments)
+    # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
+    PartialState(cpu=not torch.accelerator.is_available())
     try:
         results = _compare(parser, options) if options.compare else _evaluate(parser, options)
     except ImageError as error:

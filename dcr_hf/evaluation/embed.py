@@ -101,18 +101,15 @@ class DiskEmbedder:
             disable=not state.is_main_process,
         )
         waiting: dict[str, np.ndarray] = {}
-        for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
-            features = encoder.embed_images(pixels)
-            waiting = {
-                kind: np.concatenate([waiting[kind], values]) if waiting else values
-                for kind, values in features.items()
-            }
-            bar.update(len(pixels))
-            while mine and len(next(iter(waiting.values()))) >= len(mine[0]):
-                chunk = mine.pop(0)
-                store.write(chunk, {kind: values[: len(chunk)] for kind, values in waiting.items()})
-                waiting = {kind: values[len(chunk) :] for kind, values in waiting.items()}
-        bar.close()
+        with bar:
+            for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
+                for kind, values in encoder.embed_images(pixels).items():
+                    waiting[kind] = np.concatenate([waiting[kind], values]) if kind in waiting else values
+                bar.update(len(pixels))
+                while mine and len(waiting["mean_patch"]) >= len(mine[0]):
+                    chunk = mine.pop(0)
+                    store.write(chunk, {kind: values[: len(chunk)] for kind, values in waiting.items()})
+                    waiting = {kind: values[len(chunk) :] for kind, values in waiting.items()}
 
     def embeddings(self, encoder: PretrainedEncoder, data: ImageSet) -> "DiskEmbeddings":
         """What `embed` completed."""
@@ -164,13 +161,11 @@ def embed_in_memory(
     share = -(-total // state.num_processes)
     rows = [(state.process_index * share + offset) % total for offset in range(share)]
     batches = pixel_batches(data.images, preprocess, rows, batch_size, workers)
-    bar = tqdm(
-        total=share, desc=f"evaluating {data.name}", unit=" images", leave=False, disable=not state.is_main_process
-    )
+    hidden = not state.is_main_process
     parts = []
-    for pixels in batches:
-        parts.append(embed(pixels).float().cpu().numpy())
-        bar.update(len(pixels))
-    bar.close()
+    with tqdm(total=share, desc=f"evaluating {data.name}", unit=" images", leave=False, disable=hidden) as bar:
+        for pixels in batches:
+            parts.append(embed(pixels).float().cpu().numpy())
+            bar.update(len(pixels))
     gathered = gather_object([np.concatenate(parts)])
     return np.concatenate(gathered)[:total] if state.is_main_process else None

@@ -1,5 +1,7 @@
 """MMVP-VLM: of two images that CLIP finds alike, which one is a statement true of?"""
 
+import hashlib
+
 import numpy as np
 
 from dcr_hf.evaluation.embed import Embeddings
@@ -16,7 +18,9 @@ def predict_pairs(embeddings: Embeddings, data: PairedImages, kind: str, seeds: 
     sees no difference gets every pair wrong, one that guesses a quarter of them right.
     """
     images = unit(embeddings.images("projected")).reshape(len(data.pairs), 2, -1)  # (P, image, D)
-    texts = embeddings.texts([PROMPT.format(text) for pair in data.pairs for text in pair.statements])
+    prompts = [PROMPT.format(text) for pair in data.pairs for text in pair.statements]
+    name = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    texts = embeddings.remember_texts(f"statements-{name}", lambda: embeddings.texts(prompts))
     texts = texts.reshape(len(data.pairs), 2, -1)  # (P, text, D)
     logits = embeddings.logit_scale * np.einsum("ptd,pid->pti", texts, images).astype(np.float64)
     # The softmax over two images, as the logistic function of their difference.

@@ -116,13 +116,15 @@ def tsne_map(path: str | Path, title: str) -> str:
         for index, label in enumerate(present):
             color = palette(index) if len(present) <= 20 else palette(index / len(present))
             name = textwrap.shorten(content["class_names"][label], 22)
-            axes.scatter(*points[labels == label].T, s=9, color=color, lw=0, alpha=0.85, label=name)
+            axes.scatter(
+                *points[labels == label].T, s=max(9, 4000 / len(points)), color=color, lw=0, alpha=0.85, label=name
+            )
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         if len(present) <= 20:
-            axes.legend(
-                loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=8, markerscale=2.2
-            )
+            legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
+            for handle in legend.legend_handles:
+                handle.set_sizes([45])
         return _uri(figure, "png")

@@ -29,13 +29,17 @@ class Scored:
 
     def proportion(self, dataset: str, metric: str, value: float, right: np.ndarray, **facts: object) -> None:
         """A share of right items: Wilson's interval."""
-        low, high = wilson(right.sum(), len(right))
+        low, high = wilson(right.mean(), len(right))
         self._add(dataset, metric, value, len(right), low, high, interval="wilson", count=int(right.sum()), **facts)
 
     def resampled(self, dataset: str, metric: str, value: float, n: int, samples: np.ndarray, **facts: object) -> None:
-        """Anything else: an interval from the bootstrap. ARI may be negative."""
-        low, high = interval(value, samples, lowest=-1.0 if metric == "ari" else 0.0)
+        """Anything else: an interval from the bootstrap; where no resample differs (all right, all wrong), which would
+        make it a point, Wilson's. ARI may be negative."""
         self.samples[dataset, metric] = samples
+        if np.ptp(samples) < 1e-12 and 0 <= value <= 1:
+            self._add(dataset, metric, value, n, *wilson(value, n), interval="wilson", **facts)
+            return
+        low, high = interval(value, samples, lowest=-1.0 if metric == "ari" else 0.0)
         self._add(dataset, metric, value, n, low, high, interval="bootstrap", **facts)
 
     def _add(self, dataset, metric, value, n, low, high, **facts):
@@ -154,5 +158,10 @@ def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
             lambda weights, hits=hits: weights @ hits / weights.sum(), np.array([row["image"] for row in queries])
         )
         for column, name in enumerate(cut_offs):
-            scored.resampled(dataset, f"{direction}_{name}", values[name], len(queries), samples[:, column])
+            metric = f"{direction}_{name}"
+            if direction == "image_to_text":
+                scored.proportion(dataset, metric, values[name], hits[:, column])
+                scored.samples[dataset, metric] = samples[:, column]
+            else:
+                scored.resampled(dataset, metric, values[name], len(queries), samples[:, column])
     return scored

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 RESAMPLES = 1000
 LEVEL = 0.95
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(share: float, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): right for few trials and near 0 and 1, unlike the normal one."""
-    interval = binomtest(int(successes), int(trials)).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = norm.ppf((1 + LEVEL) / 2)
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,9 @@ def test_wilson_by_its_formula():
     k, n, z = 26, 135, norm.ppf(0.975)
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-    assert wilson(26, 135) == pytest.approx((centre - half, centre + half))
-    assert wilson(0, 15)[0] == 0.0 and wilson(0, 15)[1] > 0.15
-    assert wilson(15, 15)[1] == 1.0
+    assert wilson(26 / 135, 135) == pytest.approx((centre - half, centre + half))
+    assert wilson(0.0, 15)[0] == 0.0 and wilson(0.0, 15)[1] > 0.15
+    assert wilson(1.0, 15)[1] == 1.0
 
 
 def test_mcnemar_by_hand():
