@@ -116,9 +116,8 @@ def tsne_map(path: str | Path, title: str) -> str:
         for index, label in enumerate(present):
             color = palette(index) if len(present) <= 20 else palette(index / len(present))
             name = textwrap.shorten(content["class_names"][label], 22)
-            axes.scatter(
-                *points[labels == label].T, s=max(9, 4000 / len(points)), color=color, lw=0, alpha=0.85, label=name
-            )
+            size = np.clip(4000 / len(points), 9, 40)
+            axes.scatter(*points[labels == label].T, s=size, color=color, lw=0, alpha=0.85, label=name)
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -32,12 +32,14 @@ class Scored:
         low, high = wilson(right.mean(), len(right))
         self._add(dataset, metric, value, len(right), low, high, interval="wilson", count=int(right.sum()), **facts)
 
-    def resampled(self, dataset: str, metric: str, value: float, n: int, samples: np.ndarray, **facts: object) -> None:
-        """Anything else: an interval from the bootstrap; where no resample differs (all right, all wrong), which would
-        make it a point, Wilson's. ARI may be negative."""
+    def resampled(
+        self, dataset: str, metric: str, value: float, n: int, samples: np.ndarray, units: int | None = None, **facts
+    ) -> None:
+        """Anything else: an interval from the bootstrap of `units` (default n). Where no resample differs (all right,
+        all wrong) it would be a point: Wilson's then. ARI may be negative."""
         self.samples[dataset, metric] = samples
         if np.ptp(samples) < 1e-12 and 0 <= value <= 1:
-            self._add(dataset, metric, value, n, *wilson(value, n), interval="wilson", **facts)
+            self._add(dataset, metric, value, n, *wilson(value, units or n), interval="wilson", **facts)
             return
         low, high = interval(value, samples, lowest=-1.0 if metric == "ari" else 0.0)
         self._add(dataset, metric, value, n, low, high, interval="bootstrap", **facts)
@@ -163,5 +165,6 @@ def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
                 scored.proportion(dataset, metric, values[name], hits[:, column])
                 scored.samples[dataset, metric] = samples[:, column]
             else:
-                scored.resampled(dataset, metric, values[name], len(queries), samples[:, column])
+                images = len({row["image"] for row in queries})
+                scored.resampled(dataset, metric, values[name], len(queries), samples[:, column], units=images)
     return scored

@@ -157,12 +157,8 @@ def _difference_table(results: Results) -> Table:
         test = "paired bootstrap"
         if each["test"] == "mcnemar":
             test = f"McNemar: {each['gained']} gained, {each['lost']} lost"
-        change = [
-            f"{100 * each['difference']:+.2f}",
-            "< 0.001" if each["p"] < 0.001 else f"{each['p']:.3f}",
-            verdict,
-            test,
-        ]
+        p = "< 0.001" if each["p"] < 0.001 else f"{each['p']:.3f}"
+        change = [f"{100 * each['difference']:+.2f}", p, verdict, test]
         rows.append(Row(each["encoder"], [each["benchmark"], each["dataset"], each["metric"], *change]))
     notes = [
         "In points, on the same items. Each p-value is of a single test: of twenty comparisons without any effect one "
