@@ -72,3 +72,17 @@ def parse_benchmarks(names: list[str], data_root: Path | None) -> list[tuple[str
             )
         chosen += [(benchmark, each) for each in ([chosen_set] if chosen_set else known)]
     return list(dict.fromkeys(chosen))
+
+
+def read_sets(chosen: list[tuple[str, str]], data_root: Path | None) -> dict[tuple[str, str], ImageSet]:
+    """The data of each (benchmark, set); what two benchmarks share is read once.
+
+    Raises:
+        FileNotFoundError, ValueError: a set that is missing or broken, by name.
+    """
+    read: dict[tuple, ImageSet] = {}
+    for name, each in chosen:
+        benchmark = BENCHMARKS[name]
+        if (benchmark.read, each) not in read:
+            read[benchmark.read, each] = benchmark.read(each, benchmark.sets.get(each), data_root)
+    return {(name, each): read[BENCHMARKS[name].read, each] for name, each in chosen}

@@ -12,8 +12,9 @@ from huggingface_hub.constants import HF_HOME
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.images import ImageError
+from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import Results
-from dcr_hf.evaluation.run import compare_runs, execute, prepare
+from dcr_hf.evaluation.run import compare_runs, execute
 from dcr_hf.evaluation.tables import make_tables, markdown
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")

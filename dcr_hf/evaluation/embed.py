@@ -104,6 +104,8 @@ class DiskEmbedder:
         with bar:
             for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
                 for kind, values in encoder.embed_images(pixels).items():
+                    if not np.isfinite(values).all():
+                        raise ValueError(f"encoder {encoder.name} in {encoder.dtype} gives infinite {kind} features.")
                     waiting[kind] = np.concatenate([waiting[kind], values]) if kind in waiting else values
                 bar.update(len(pixels))
                 while mine and len(waiting["mean_patch"]) >= len(mine[0]):

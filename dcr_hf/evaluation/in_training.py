@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from dcr_hf.encoder import ImageEncoder, load_dual_encoder, read_encoder_config
-from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks
+from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
 from dcr_hf.evaluation.embed import embed_in_memory
 from dcr_hf.evaluation.image_sets import ImageSet
 from dcr_hf.evaluation.inputs import ImageProcessor, TextTower
@@ -47,10 +47,7 @@ class TrainingEvaluation:
         read_encoder_config(base)
         self.base, self.batch_size, self.workers, self.seeds = base, batch_size, workers, seeds
         self.processor = ImageProcessor(base)
-        self.work = [
-            (name, BENCHMARKS[name].read(chosen, BENCHMARKS[name].sets.get(chosen), data_root))
-            for name, chosen in parse_benchmarks(benchmarks, data_root)
-        ]
+        self.work = read_sets(parse_benchmarks(benchmarks, data_root), data_root)
         self._texts = _Texts(base)
 
     @torch.no_grad()
@@ -63,11 +60,13 @@ class TrainingEvaluation:
         encoder.eval()
         scores: dict[str, float] = {}
         try:
-            features = {data.name: self._embed(encoder, data) for _, data in self.work}
+            sets = {data.name: data for data in self.work.values()}
+            features = {name: self._embed(encoder, data) for name, data in sets.items()}
             if PartialState().is_main_process:
-                for name, data in self.work:
-                    embeddings = _MemoryEmbeddings(features[data.name], self._texts, next(encoder.parameters()).device)
-                    scores |= self._score(name, data, embeddings)
+                device = next(encoder.parameters()).device
+                for (benchmark, _), data in self.work.items():
+                    embeddings = _MemoryEmbeddings(features[data.name], self._texts, device)
+                    scores |= self._score(benchmark, data, embeddings)
         finally:
             self._texts.release()
             for module, training in modes.items():

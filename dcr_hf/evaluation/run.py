@@ -1,10 +1,8 @@
 """A whole evaluation: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
 
-import logging
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,61 +10,18 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks
+from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.compare import compare, mean_clustering, score_predictions
 from dcr_hf.evaluation.embed import DiskEmbedder
-from dcr_hf.evaluation.encoders import PretrainedEncoder
-from dcr_hf.evaluation.image_sets import ImageSet, LabeledImages, PairedImages
+from dcr_hf.evaluation.image_sets import LabeledImages, PairedImages
 from dcr_hf.evaluation.maps import easiest_to_see, write_map, write_thumbnails
+from dcr_hf.evaluation.plan import Plan, Prepared
 from dcr_hf.evaluation.report import write_report
 from dcr_hf.evaluation.results import Results, merge, slug, write_rows, write_text
 from dcr_hf.evaluation.scores import Scored
 from dcr_hf.evaluation.tables import make_tables, markdown
 
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillow")
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One line of work: this encoder on this set of this benchmark, with this feature."""
-
-    encoder: PretrainedEncoder
-    benchmark: str
-    data: ImageSet
-    feature: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked evaluation: nothing is computed yet, and bad input has been refused."""
-
-    encoders: list[PretrainedEncoder]
-    plans: list[Plan]
-    refused: list[str]
-    benchmarks: list[str]
-
-
-def prepare(
-    encoders: dict[str, str],
-    benchmarks: list[str],
-    data_root: Path | None,
-    feature: str = "auto",
-    dtype: str = "float32",
-) -> Prepared:
-    """Check names, encoders (path or id by name) and data, and read the data's tables.
-
-    Raises:
-        ValueError, FileNotFoundError: what is wrong, by name; also when nothing is left to run.
-    """
-    chosen = parse_benchmarks(benchmarks, data_root)
-    loaded = [PretrainedEncoder(name, path, dtype, PartialState().device) for name, path in encoders.items()]
-    plans, refused = _make_plans(loaded, chosen, data_root, feature)
-    for line in refused:
-        logger.warning("refused: %s", line)
-    if not plans:
-        raise ValueError(f"nothing to run: {'; '.join(refused)}.")
-    return Prepared(loaded, plans, refused, benchmarks)
 
 
 def execute(
@@ -110,26 +65,6 @@ def compare_runs(paths: list[Path], output_dir: Path) -> Results:
     _collect(results, score_predictions(results))
     write_outputs(results, output_dir)
     return results
-
-
-def _make_plans(
-    encoders: list[PretrainedEncoder], chosen: list[tuple[str, str]], data_root: Path | None, feature: str
-) -> tuple[list[Plan], list[str]]:
-    """What is run, and what is refused, by name. Every set is read once."""
-    sets: dict[tuple, ImageSet] = {}
-    plans, refused = [], []
-    for name, chosen_set in chosen:
-        benchmark = BENCHMARKS[name]
-        for encoder in encoders:
-            if benchmark.needs_text and not encoder.has_text:
-                refused.append(f"{name}:{chosen_set} for encoder {encoder.name}, which has no text tower")
-                continue
-            place = (benchmark.read, chosen_set)
-            if place not in sets:
-                sets[place] = benchmark.read(chosen_set, benchmark.sets.get(chosen_set), data_root)
-            kind = "projected" if benchmark.needs_text else encoder.kind(feature)
-            plans.append(Plan(encoder, name, sets[place], kind))
-    return plans, refused
 
 
 def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_dir: Path, results: Results) -> Scored:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,13 @@ class Photographs:
         return self.contents[index]
 
 
+@cache
+def _contents() -> tuple[bytes, ...]:
+    return tuple(encoded(image, "PNG") for image in photographs(COUNT, side=40))
+
+
 def contents() -> list[bytes]:
-    return [encoded(image, "PNG") for image in photographs(COUNT, side=40)]
+    return list(_contents())
 
 
 def image_set(images: Photographs) -> ImageSet:

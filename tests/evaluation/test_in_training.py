@@ -71,7 +71,7 @@ def test_adapter_counts_and_training_is_left_as_it_was(clip_folder, data_root, m
 def test_modes_are_restored_after_an_error(clip_folder, data_root):
     encoder = ImageEncoder.from_pretrained(str(clip_folder)).train()
     evaluation = TrainingEvaluation(str(clip_folder), ["clustering:birds"], data_root, workers=0)
-    evaluation.work[0][1].images.paths[0] = "gone.png"
+    evaluation.work["clustering", "birds"].images.paths[0] = "gone.png"
     with pytest.raises(FileNotFoundError, match=r"gone.png"):
         evaluation(encoder)
     assert encoder.training
