@@ -87,7 +87,15 @@ class DiskEmbedder:
             store.finish(encoder=encoder.identity, data=data.name, source=data.source, revision=data.revision)
         state.wait_for_everyone()
 
-    def _fill(self, encoder, data, store: FeatureStore, pending: list[range], state: PartialState) -> None:
+    def _fill(
+        self,
+        encoder: PretrainedEncoder,
+        data: ImageSet,
+        store: FeatureStore,
+        pending: list[range],
+        state: PartialState,
+    ) -> None:
+        """This process's share of the pending rows."""
         mine = pending[state.process_index :: state.num_processes]
         if not mine:
             return
@@ -105,7 +113,7 @@ class DiskEmbedder:
             for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
                 for kind, values in encoder.embed_images(pixels).items():
                     if not np.isfinite(values).all():
-                        raise ValueError(f"encoder {encoder.name} in {encoder.dtype} gives infinite {kind} features.")
+                        raise ValueError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
                     waiting[kind] = np.concatenate([waiting[kind], values]) if kind in waiting else values
                 bar.update(len(pixels))
                 while mine and len(waiting["mean_patch"]) >= len(mine[0]):

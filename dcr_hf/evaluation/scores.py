@@ -15,7 +15,7 @@ class Scored:
 
     Attributes:
         scores: rows of results.json but for the encoder: dataset, metric, value, n, low, high, interval, ...
-        items: names of the items, in order; a paired test needs equal ones.
+        items: names of the items with their right answers, in order; a paired test needs equal ones.
         feature: the image feature that was scored; a paired test needs equal ones.
         samples: bootstrap samples (RESAMPLES,) by (dataset, metric).
         correct: (N,) booleans by (dataset, metric), where McNemar's test applies.
@@ -58,7 +58,7 @@ def score_pairs(dataset: str, rows: list[dict]) -> Scored:
         references=[choice for row in rows for choice in row["references"]],
         categories=categories,
     )
-    scored = Scored([row["item"] for row in rows])
+    scored = Scored([f"{row['item']} {row['references']}" for row in rows])
     for name, value in [("all", values["pair_accuracy"]), *values["by_category"].items()]:
         chosen = right if name == "all" else right[np.array(categories) == name]
         scored.proportion(name, "pair_accuracy", value, chosen, chance=0.25)
@@ -78,7 +78,7 @@ def score_clusters(dataset: str, rows: list[dict]) -> Scored:
     samples = bootstrap(lambda weights: np.stack([each(weights) for each in statistics]), np.arange(len(rows)))
     drawn = np.random.default_rng(1).integers(len(statistics), size=samples.shape[:2])  # (RESAMPLES, seeds)
     samples = np.take_along_axis(samples, drawn[..., None], axis=1).mean(axis=1)  # (RESAMPLES, 3)
-    scored = Scored([row["item"] for row in rows])
+    scored = Scored([f"{row['item']} {row['label']}" for row in rows])
     for column, metric in enumerate(("nmi", "acc", "ari")):
         by_seed = [value[metric] for value in values]
         spread = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0
@@ -125,7 +125,7 @@ def score_classes(dataset: str, rows: list[dict]) -> Scored:
     """acc1, acc5 (from five classes on) and mean per-class recall."""
     ranked, labels = np.array([row["ranked"] for row in rows]), np.array([row["label"] for row in rows])
     values = load_metric("classification").compute(predictions=ranked, references=labels)
-    scored = Scored([row["item"] for row in rows])
+    scored = Scored([f"{row['item']} {row['label']}" for row in rows])
     hits = {"acc1": ranked[:, 0] == labels, "acc5": (ranked == labels[:, None]).any(axis=1)}
     _, classes = np.unique(labels, return_inverse=True)
 
@@ -146,7 +146,7 @@ def score_classes(dataset: str, rows: list[dict]) -> Scored:
 
 def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
     """Recall at 1, 5 and 10 in both directions; captions of one image are one unit of the bootstrap."""
-    scored = Scored([row["item"] for row in rows])
+    scored = Scored([f"{row['item']} {row['right']}" for row in rows])
     for direction in ("image_to_text", "text_to_image"):
         queries = [row for row in rows if row["direction"] == direction]
         values = load_metric("retrieval_recall").compute(
