@@ -27,10 +27,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.utils import logging as transformers_logging
 
+from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.embed import DiskEmbedder
 from dcr_hf.evaluation.encoders import PretrainedEncoder
 from dcr_hf.evaluation.image_sets import LabeledImages
-from dcr_hf.evaluation.images import decode_image
 from dcr_hf.evaluation.read_shards import read_labeled
 
 BATCH = 32

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
+from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.encoders import DTYPES
-from dcr_hf.evaluation.images import ImageError
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import Results
 from dcr_hf.evaluation.run import compare_runs, execute

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.encoders import PretrainedEncoder
 from dcr_hf.evaluation.image_sets import Images, ImageSet
-from dcr_hf.evaluation.images import decode_image
 from dcr_hf.evaluation.store import FeatureStore, key, remember
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.embed import Embeddings
 from dcr_hf.evaluation.image_sets import Images, LabeledImages
-from dcr_hf.evaluation.images import decode_image
 from dcr_hf.evaluation.ranking import unit
 from dcr_hf.evaluation.results import slug, write_text
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import encoded, photographs
 
+from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.embed import DiskEmbedder, embed_in_memory
 from dcr_hf.evaluation.encoders import PretrainedEncoder
 from dcr_hf.evaluation.image_sets import ImageSet
-from dcr_hf.evaluation.images import ImageError
 from dcr_hf.evaluation.store import FeatureStore, remember
 
 COUNT = 300  # three chunks, the last one short

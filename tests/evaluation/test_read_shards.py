@@ -5,7 +5,7 @@ from conftest import encoded, photographs
 from layouts import TEMPLATES, write_class_folders, write_classification, write_retrieval, write_shards
 from PIL import Image, ImageChops
 
-from dcr_hf.evaluation.images import decode_image
+from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.read_shards import read_captioned, read_labeled
 
 NAMES = ["cat", "dog", "green bird"]

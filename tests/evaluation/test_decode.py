@@ -7,8 +7,8 @@ import pytest
 from conftest import encoded, photographs
 from PIL import Image
 
-from dcr_hf.evaluation import images
-from dcr_hf.evaluation.images import ImageError, decode_image
+from dcr_hf.evaluation import decode
+from dcr_hf.evaluation.decode import ImageError, decode_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGBA", "1"])
@@ -62,4 +62,4 @@ def test_bombs_are_not_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"bomb.png: damaged image"):
         decode_image(bomb.getvalue(), "bomb.png")
-    assert images.MAX_PIXELS == 100_000_000
+    assert decode.MAX_PIXELS == 100_000_000

@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
+Image.init()  # all decoders: PIL does not load them by itself when it is told which formats to try
 
 
 class ImageError(ValueError):
@@ -14,7 +15,7 @@ class ImageError(ValueError):
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode as CLIP_benchmark and the MMVP script do: first frame, no EXIF rotation, converted to RGB.
+    """Decode as CLIP_benchmark and the MMVP script do, so that numbers agree: first frame, no EXIF rotation, plain RGB.
 
     Raises:
         ImageError: empty, truncated, of a format outside FORMATS, or of more than MAX_PIXELS.
