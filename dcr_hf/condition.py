@@ -1,11 +1,22 @@
 """The projector, and ConditionModel = encoder + projector: the only module that is trained."""
 
+import json
+from pathlib import Path
+
 from huggingface_hub import PyTorchModelHubMixin
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from dcr_hf.encoder import ImageEncoder
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROJECTOR_FOLDER = "projector"
+PROJECTOR_WEIGHTS = "model.safetensors"
 
 
 class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["dcr"]):
-    """h: an image embedding z (..., D) -> a condition c (..., C) for the denoiser's cross-attention."""
+    """h: image embeddings z (..., D) -> conditions c (..., C) for the denoiser's cross-attention."""
 
     def __init__(self, embedding_width: int, condition_width: int):
         super().__init__()
@@ -20,3 +31,89 @@ class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["d
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.layers(embeddings)
+
+
+class ConditionModel(nn.Module):
+    """Images in [0, 1] -> conditions c = h(f(x)). What is trained is what requires a gradient."""
+
+    def __init__(self, encoder: ImageEncoder, projector: Projector):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> c (B, C)."""
+        return self.projector(self.encoder(images))
+
+    @property
+    def trains_encoder(self) -> bool:
+        return isinstance(self.encoder.model, PeftModel)
+
+    @property
+    def trains_projector(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.projector.parameters())
+
+    def train(self, mode: bool = True) -> "ConditionModel":
+        """A frozen encoder stays in eval mode, so that stage 1 sees the encoder as it will be used."""
+        super().train(mode)
+        self.encoder.train(mode and self.trains_encoder)
+        return self
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        """`--gradient_checkpointing`: recompute the encoder's layers in the backward pass."""
+        self.encoder.model.gradient_checkpointing_enable(**kwargs)
+
+    def save_trained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what is trained and nothing else: `projector/`, or peft's adapter files.
+
+        Args:
+            folder: made if it does not exist.
+            state_dict: this module's weights, where they had to be gathered from several devices.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        if self.trains_projector:
+            gathered = Projector(self.projector.embedding_width, self.projector.condition_width)
+            gathered.load_state_dict(_below("projector.", state_dict))
+            gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
+        if self.trains_encoder:
+            self.encoder.model.save_pretrained(folder, state_dict=_below("encoder.model.", state_dict))
+
+    def load_trained(self, folder: str | Path) -> None:
+        """Read back what `save_trained` wrote for a model of the same kind."""
+        if self.trains_projector:
+            self.projector.load_state_dict(load_file(Path(folder) / PROJECTOR_FOLDER / PROJECTOR_WEIGHTS))
+        if self.trains_encoder:
+            set_peft_model_state_dict(self.encoder.model, load_file(Path(folder) / ADAPTER_WEIGHTS))
+
+
+def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def check_projector(folder: str | Path, embedding_width: int, condition_width: int) -> Path:
+    """The folder of the projector's files, if it fits between this encoder and this denoiser.
+
+    Raises:
+        FileNotFoundError: there is no projector.
+        ValueError: it was trained for other widths; both are named.
+    """
+    place = find_projector(folder)
+    if place is None:
+        raise FileNotFoundError(
+            f"--stage 2 needs stage 1's projector, and {folder} holds none. Run --stage 1 into the same --output_dir "
+            "first, or give --projector."
+        )
+    config = json.loads((place / "config.json").read_text())
+    if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):
+        raise ValueError(
+            f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
+            f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
+            f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
+        )
+    return place
+
+
+def find_projector(folder: str | Path) -> Path | None:
+    """The folder of the projector's own files: `folder` itself, its `projector/`, or None if neither has weights."""
+    candidates = (Path(folder), Path(folder) / PROJECTOR_FOLDER)
+    return next((place for place in candidates if (place / PROJECTOR_WEIGHTS).is_file()), None)

@@ -88,8 +88,16 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     return config, FAMILIES[config.model_type]
 
 
-def check_encoder(path_or_id: str) -> None:
+def embedding_width(config: PreTrainedConfig) -> int:
+    """D, the width of z: CLIP projects its pooled output, SigLIP's is z itself."""
+    return config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
+
+
+def check_encoder(path_or_id: str) -> int:
     """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
+
+    Returns:
+        D, the width of its embeddings.
 
     Raises:
         FileNotFoundError: configuration, weights, image processor or tokenizer missing.
@@ -117,6 +125,7 @@ def check_encoder(path_or_id: str) -> None:
             f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
             "of 8: the denoiser's VAE cannot encode them to whole latents."
         )
+    return embedding_width(config)
 
 
 class ImageEncoder(nn.Module):
@@ -138,11 +147,8 @@ class ImageEncoder(nn.Module):
             delattr(model, name)
         self.model = model.requires_grad_(False)
         self.family = family
-        vision = model.config.vision_config
-        self.image_size: int = vision.image_size
-        self.embedding_width: int = (
-            model.config.projection_dim if hasattr(model, "visual_projection") else vision.hidden_size
-        )
+        self.image_size: int = model.config.vision_config.image_size
+        self.embedding_width = embedding_width(model.config)
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
 

@@ -1,0 +1,179 @@
+"""How a run was made: kept beside its results as run.json, and told by the model card."""
+
+import importlib.metadata
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from dcr_hf.encoder import FAMILIES, local_folder
+
+ARXIV = "2603.04803"
+_PACKAGES = ("torch", "transformers", "diffusers", "datasets", "peft", "accelerate", "kornia")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What somebody needs to make the same encoder again.
+
+    Attributes:
+        encoder, denoiser, train_data: as given.
+        command: as typed.
+        options: every option's value.
+        world_size: processes.
+        versions: of the packages that matter.
+        commit: of this repository, where it is one.
+        log: the last line of stage 2's log.
+    """
+
+    encoder: str
+    denoiser: str
+    train_data: str
+    command: str
+    options: dict[str, Any]
+    world_size: int
+    versions: dict[str, str]
+    commit: str | None
+    log: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_this_run(cls, encoder: str, denoiser: str, train_data: str, options: dict, world_size: int) -> "RunFacts":
+        return cls(
+            encoder=encoder,
+            denoiser=denoiser,
+            train_data=train_data,
+            command="accelerate launch " + shlex.join(_without_token(sys.argv)),
+            options=options,
+            world_size=world_size,
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            commit=_git_commit(),
+        )
+
+    @classmethod
+    def read(cls, output_dir: Path) -> "RunFacts":
+        file = output_dir / "run.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
+        return cls(**json.loads(file.read_text()))
+
+    def write(self, output_dir: Path) -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "run.json").write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+
+    def with_log_of(self, stage_folder: Path) -> "RunFacts":
+        """With the last line of training that the stage's (or checkpoint's) trainer_state.json holds."""
+        history = json.loads((stage_folder / "trainer_state.json").read_text())["log_history"]
+        lines = [line for line in history if "loss" in line]
+        return replace(self, log=lines[-1] if lines else {})
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed without its repository
+        return None
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changes = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
+    ).stdout
+    return commit + (" with local changes" if changes.strip() else "") if commit else None
+
+
+def _without_token(argv: list[str]) -> list[str]:
+    return ["***" if before in ("--hub_token", "--hub-token") else word for before, word in pairwise(["", *argv])]
+
+
+def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, facts: RunFacts | None) -> None:
+    """Write README.md with metadata into an exported folder; `name` is what the folder will be called."""
+    is_tower = name.endswith("-vision")
+    on_hub = facts is not None and facts.train_data.count("/") == 1 and not Path(facts.train_data).exists()
+    data = ModelCardData(
+        base_model=encoder if not Path(encoder).exists() else Path(encoder).name,
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if is_tower else "zero-shot-image-classification",
+        license=_license(encoder),
+        datasets=[facts.train_data] if on_hub else None,
+        tags=["dcr", config.model_type, "vision", f"arxiv:{ARXIV}"],
+    )
+    body = [_introduction(name, encoder, is_tower), _usage(name, config, is_tower), _limits(config)]
+    if facts is not None:
+        body.insert(2, _training(facts))
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
+
+
+def _license(encoder: str) -> str | None:
+    """The license that the base's own model card names, if it has a card that names one."""
+    card = local_folder(encoder) / "README.md"
+    return ModelCard.load(card).data.license if card.is_file() else None
+
+
+def _introduction(name: str, encoder: str, is_tower: bool) -> str:
+    what = "The vision tower" if is_tower else "The dual encoder"
+    return (
+        f"# {name}\n\n{what} of `{encoder}`, its vision side fine-tuned by Diffusion Contrastive Reconstruction "
+        f"([DCR](https://arxiv.org/abs/{ARXIV})): images are encoded and projected to a condition, a frozen Stable "
+        "Diffusion predicts the noise of every image under the condition of every other, and one contrastive loss "
+        "over those predictions trains the encoder. The aim is to see details without forgetting categories."
+    )
+
+
+def _usage(name: str, config: PreTrainedConfig, is_tower: bool) -> str:
+    family = FAMILIES[config.model_type]
+    model_class = (family.vision_class if is_tower else family.dual_class).__name__
+    lines = [
+        "from PIL import Image",
+        f"from transformers import AutoImageProcessor, {model_class}",
+        "",
+        f'model = {model_class}.from_pretrained("{name}")',
+        f'processor = AutoImageProcessor.from_pretrained("{name}")',
+        'inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")',
+        "tokens = model(**inputs).last_hidden_state"
+        if is_tower
+        else "embedding = model.get_image_features(**inputs).pooler_output",
+    ]
+    snippet = "\n".join(lines)
+    llava = (
+        "In LLaVA-1.5, give the absolute path of the `-vision` folder as `--mm_vision_tower` and run both of LLaVA's "
+        "training stages again with their settings unchanged."
+        if config.model_type == "clip"
+        else "In LLaVA-NeXT, SigLIP towers are a class of their own, and a *local* SigLIP path is taken for a CLIP: "
+        "load the `-vision` folder with its `SigLipVisionTower`."
+    )
+    return f"## Use\n\n```python\n{snippet}\n```\n\n{llava}"
+
+
+def _training(facts: RunFacts) -> str:
+    options = facts.options
+    rows = {
+        "denoiser": facts.denoiser,
+        "data": facts.train_data,
+        "stage 1": f"{options['stage1_max_steps']} steps at {options['stage1_learning_rate']:g}",
+        "stage 2": f"{options['stage2_max_steps']} steps at {options['stage2_learning_rate']:g}",
+        "batch": f"{options['per_device_train_batch_size']} a device x {options['gradient_accumulation_steps']} "
+        f"accumulated x {facts.world_size} devices",
+        "seed": options["seed"],
+        "code": facts.commit or "installed package",
+        "versions": ", ".join(f"{package} {version}" for package, version in facts.versions.items()),
+    }
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+    log = "\n".join(f"| {key} | {value:.6g} |" for key, value in facts.log.items())
+    return (
+        f"## Training\n\n```\n{facts.command}\n```\n\n{table}\n\n"
+        f"The last logged step of stage 2, averaged over its logging window:\n\n| | |\n| --- | --- |\n{log}"
+    )
+
+
+def _limits(config: PreTrainedConfig) -> str:
+    projection = " and the visual projection" if config.model_type == "clip" else ""
+    return (
+        f"## Limits\n\nOnly the vision tower{projection} changed. The text side is that of the base, bit by bit, and "
+        "was not trained to follow: measure zero-shot classification and retrieval before you rely on them. "
+        "The training images' biases, and those of the denoiser, may have left their mark."
+    )

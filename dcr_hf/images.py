@@ -1,0 +1,85 @@
+"""Hostile bytes -> an RGB image, or the reason why not; and the random crop that training takes of it."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MIN_SIDE = 16
+MAX_PIXELS = 64 * 2**20
+# Only formats whose decoders are plain pixel readers: PIL would also start Ghostscript for an EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+Image.init()  # PIL loads most of its decoders on demand, but not when it is told which ones to try
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used; the message is a short reason, the same for all images of a kind."""
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """Encoded bytes -> RGB in upright orientation; of an animation the first frame; transparency on white.
+
+    Raises:
+        BadImageError: empty, not an image, truncated, corrupt, a side under 16 pixels, more than 67 million pixels.
+    """
+    if not content:
+        raise BadImageError("empty")
+    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file from the
+    # web may end a run; every one is counted.
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _refuse_absurd_size(*image.size)
+        return ImageOps.exif_transpose(_to_rgb(image))
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too many pixels") from error
+    except Exception as error:
+        raise BadImageError("truncated" if "truncated" in str(error).lower() else "corrupt") from error
+
+
+def _refuse_absurd_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise BadImageError("too small")
+    if width * height > MAX_PIXELS:
+        raise BadImageError("too many pixels")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to the lowest 256 values
+        samples = np.asarray(image).clip(0, 65535)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.9, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """A random part of the image, `scale` of its area, aspect ratio in `ratio`, bicubically resized to a square.
+
+    The distribution is that of torchvision's RandomResizedCrop. An image too narrow for any such part gives the
+    largest centred one with the nearest ratio.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            break
+    else:
+        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))

@@ -1,0 +1,89 @@
+"""Losses: tensors in, tensors out. They know no model, no rank and no configuration."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dcr_cosines(predictions: Tensor, view_predictions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines between every anchor and its candidates, in float32 at least.
+
+    Args:
+        predictions: P (B, B, *S); [i, j] is the prediction for noisy latent i under the condition of image j.
+        view_predictions: P+ (B, *S); latent i under the condition of the augmented view of image i.
+        target: y (B, *S); what the denoiser was trained to predict for latent i.
+
+    Returns:
+        positives (B, 2), the cosines of a_i = P[i, i] to P+[i] and to y_i, and
+        negatives (B, B - 1), to P[i, j] for j != i in ascending order of j.
+
+    Raises:
+        ValueError: shapes that do not fit, or B = 1, which has no negatives.
+    """
+    batch = target.shape[0]
+    if predictions.shape != (batch, *target.shape) or view_predictions.shape != target.shape:
+        raise ValueError(
+            f"predictions must be (B, B, *S) and view_predictions and target (B, *S), got {tuple(predictions.shape)}, "
+            f"{tuple(view_predictions.shape)} and {tuple(target.shape)}."
+        )
+    if batch < 2:
+        raise ValueError("a batch of 1 has no negatives: the DCR loss needs at least 2 images on each device.")
+    # Under autocast the product below would run in half precision, whatever its inputs are.
+    with torch.autocast(predictions.device.type, enabled=False):
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        units = F.normalize(predictions.flatten(2).to(dtype), dim=-1)  # (B, B, N)
+        anchors = units.diagonal().T  # (B, N)
+        positives = torch.stack([view_predictions, target], dim=1).flatten(2).to(dtype)
+        positives = F.normalize(positives, dim=-1)  # (B, 2, N)
+        to_positives = torch.einsum("in,ipn->ip", anchors, positives)
+        to_all = torch.einsum("in,ijn->ij", anchors, units)
+    # Off-diagonal entries by shape alone: a boolean mask would make the host wait for the device.
+    negatives = to_all.flatten()[1:].view(batch - 1, batch + 1)[:, :-1].reshape(batch, batch - 1)
+    return to_positives, negatives
+
+
+def multi_positive_info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE with several positives an anchor, all of which stand in the denominator.
+
+    Args:
+        positives: (B, P) similarities of each anchor to its positives.
+        negatives: (B, K) similarities of each anchor to its negatives.
+        temperature: divides every similarity.
+
+    Returns:
+        scalar; the mean over anchors and positives of -log softmax over all P + K candidates.
+    """
+    log_probabilities = F.log_softmax(torch.cat([positives, negatives], dim=1) / temperature, dim=1)
+    return -log_probabilities[:, : positives.shape[1]].mean()
+
+
+def dcr_loss(predictions: Tensor, view_predictions: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    r"""The noise-space InfoNCE of Diffusion Contrastive Reconstruction (arXiv 2603.04803).
+
+    Every prediction is flattened and scaled to unit length; s is the cosine. With the anchor a_i = P[i, i], the
+    positives {P+[i], y_i} and the negatives {P[i, j], j != i},
+
+        L = mean_i 1/2 sum_p -log( exp(s(a_i, p) / T) / sum_q exp(s(a_i, q) / T) )
+
+    where p runs over both positives and q over both positives and all negatives.
+
+    Gradients flow through every prediction, negatives included. Computed as a log-softmax in float32 (float64 for
+    float64 inputs), whatever the inputs' dtype and whatever autocast is active.
+
+    Relations: with the positives alone it is the reconstruction of y by cosine, plus the same for P+; as the negatives
+    move away from the anchor it tends to a scaled reconstruction loss plus a constant (the paper's second theorem);
+    when all candidates look alike it equals log(B + 1).
+
+    Args:
+        predictions: P (B, B, *S); [i, j] is latent i under condition j.
+        view_predictions: P+ (B, *S).
+        target: y (B, *S).
+        temperature: T, 0.1 in the paper.
+
+    Returns:
+        scalar.
+
+    Raises:
+        ValueError: shapes that do not fit; a batch of 1.
+    """
+    return multi_positive_info_nce(*dcr_cosines(predictions, view_predictions, target), temperature)

@@ -1,0 +1,224 @@
+"""The command line of a recipe: parse, check everything cheap first, train the stages, export."""
+
+import dataclasses
+import difflib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from dcr_hf.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
+from dcr_hf.condition import ConditionModel, Projector, check_projector
+from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
+from dcr_hf.encoder import ImageEncoder, check_encoder
+from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
+from dcr_hf.export.card import RunFacts
+from dcr_hf.interruption import NOT_FINISHED, Interrupted
+from dcr_hf.objectives import OBJECTIVES
+from dcr_hf.sources import Source, find_source
+from dcr_hf.stages import (
+    STAGE1,
+    STAGE2,
+    describe,
+    encoder_stage,
+    is_finished,
+    projector_stage,
+    stage_args,
+    stages_of,
+    train_stage,
+)
+from dcr_hf.trainer import NonFiniteLossError
+
+
+def main(recipe: Recipe, **training: Any) -> None:
+    """Run a recipe with the options of the command line. Mistakes end it with one line and exit code 2, SIGTERM and
+    SIGINT with a checkpoint and exit code 75.
+
+    Args:
+        recipe: what the recipe file states.
+        training: what the recipe file changes of DCRConfig's defaults.
+    """
+    try:
+        run(*parse(recipe, training, sys.argv[1:]))
+    except Interrupted as interruption:
+        print(f"{Path(sys.argv[0]).name}: {interruption} Run the same command again to go on.", file=sys.stderr)
+        raise SystemExit(NOT_FINISHED) from None
+    except (OSError, ValueError, ExportError, NonFiniteLossError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse(recipe: Recipe, training: dict[str, Any], argv: list[str]) -> tuple[Recipe, DCRConfig]:
+    """Options, strongest first: the command line, --config FILE.yaml, the recipe, the defaults.
+
+    Raises:
+        ValueError: an unknown name; the nearest known ones are told.
+    """
+    parser = HfArgumentParser([Recipe, DCRConfig], allow_abbrev=False, add_help=True)
+    known = {action.dest for action in parser._actions}
+    file, argv = _take_config_option(argv)
+    words: list[str] = []
+    for origin, options in (("the recipe", dataclasses.asdict(recipe) | training), (file, _read_yaml(file))):
+        _refuse_unknown(options, known, origin)
+        words += _as_arguments(options)
+    *parsed, rest = parser.parse_args_into_dataclasses([*words, *argv], return_remaining_strings=True)
+    if rest:
+        names = [word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--")]
+        _refuse_unknown(dict.fromkeys(names), known, "the command line")
+        raise ValueError(f"the command line has words that belong to no option: {' '.join(rest)}")
+    return tuple(parsed)
+
+
+def _take_config_option(argv: list[str]) -> tuple[str | None, list[str]]:
+    for index, word in enumerate(argv):
+        if word == "--config":
+            if index + 1 == len(argv):
+                raise ValueError("--config needs a YAML file.")
+            return argv[index + 1], [*argv[:index], *argv[index + 2 :]]
+        if word.startswith("--config="):
+            return word.removeprefix("--config="), [*argv[:index], *argv[index + 1 :]]
+    return None, argv
+
+
+def _read_yaml(file: str | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    options = yaml.safe_load(Path(file).read_text()) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"--config {file} must hold 'name: value' lines, found {type(options).__name__}.")
+    return options
+
+
+def _refuse_unknown(options: dict[str, Any], known: set[str], origin: str | None) -> None:
+    for name in options:
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f" Did you mean {', '.join(near)}?" if near else " --help lists the options."
+            raise ValueError(f"{origin} has an unknown option {name!r}.{hint}")
+
+
+def _as_arguments(options: dict[str, Any]) -> list[str]:
+    """{'a': [1, 2], 'b': True, 'c': None} -> ['--a', '1', '2', '--b', 'True']; the parser does the conversions."""
+    words = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def run(recipe: Recipe, args: DCRConfig) -> None:
+    """Check, then train and export what `recipe.stage` asks for. The same call again goes on where it stopped."""
+    output = Path(args.output_dir)
+    source = check(recipe, args)
+    encoder = ImageEncoder.from_pretrained(recipe.encoder)
+    denoiser = FrozenDenoiser.from_pretrained(
+        recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
+    )
+    if recipe.dry_run:
+        _print_plan(recipe, args, encoder, denoiser, source)
+        return
+    facts = _prepare_output(recipe, args, output)
+    if recipe.stage in ("1", "all") and not is_finished(output / STAGE1):
+        model = projector_stage(encoder, denoiser.condition_width, args.seed)
+        _train(model, recipe, args, STAGE1, denoiser, source)
+    if recipe.stage in ("2", "all"):
+        if not is_finished(output / STAGE2):
+            place = check_projector(
+                recipe.projector or output / STAGE1, encoder.embedding_width, denoiser.condition_width
+            )
+            model = encoder_stage(encoder, Projector.from_pretrained(place), args)
+            _train(model, recipe, args, STAGE2, denoiser, source)
+        if args.process_index == 0:
+            _export(recipe, args, facts)
+
+
+def _train(
+    model: ConditionModel, recipe: Recipe, args: DCRConfig, stage: str, denoiser: FrozenDenoiser, source: Source
+) -> None:
+    args = stage_args(recipe, args, stage)
+    train_stage(model, args, denoiser, source, resume_facts(recipe, args))
+
+
+def check(recipe: Recipe, args: DCRConfig) -> Source:
+    """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the training data."""
+    output = Path(args.output_dir)
+    if args.objective not in OBJECTIVES:
+        raise ValueError(f"--objective {args.objective!r} is unknown; there are {', '.join(OBJECTIVES)}.")
+    widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
+    if recipe.stage == "2":
+        check_projector(recipe.projector or output / STAGE1, *widths)
+    elif recipe.projector:
+        raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
+    source = find_source(recipe.train_data)
+    finished = [output / STAGE1] if recipe.stage == "1" else list(export_folders(recipe.encoder, output))
+    there = [folder for folder in finished if (is_finished(folder) if recipe.stage == "1" else folder.exists())]
+    if there and not (recipe.overwrite_output_dir or recipe.dry_run):
+        raise FileExistsError(
+            f"{there[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to delete "
+            "it and start over."
+        )
+    if not recipe.overwrite_output_dir:
+        _check_resume(recipe, args)
+    return source
+
+
+def _check_resume(recipe: Recipe, args: DCRConfig) -> None:
+    """Refuse to go on from a checkpoint that was made with other options."""
+    for stage in stages_of(recipe):
+        args_of_stage = stage_args(recipe, args, stage)
+        folder = Path(args_of_stage.output_dir)
+        checkpoints = [] if is_finished(folder) else whole_checkpoints(folder)
+        if checkpoints:
+            facts = resume_facts(recipe, args_of_stage)
+            for difference in check_resume(checkpoints[-1], facts, recipe.resume_anyway):
+                print(f"resuming {stage} with another {difference}: no longer exact", file=sys.stderr)
+
+
+def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
+    options = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)} | args.to_dict()
+    facts = RunFacts.of_this_run(recipe.encoder, recipe.denoiser, recipe.train_data, options, args.world_size)
+    if args.process_index == 0:
+        for stage in stages_of(recipe):
+            if recipe.overwrite_output_dir:
+                shutil.rmtree(output / stage, ignore_errors=True)
+            remove_torn(output / stage)
+        if recipe.overwrite_output_dir:
+            for folder in export_folders(recipe.encoder, output):
+                shutil.rmtree(folder, ignore_errors=True)
+        facts.write(output)
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    return facts
+
+
+def _print_plan(
+    recipe: Recipe, args: DCRConfig, encoder: ImageEncoder, denoiser: FrozenDenoiser, source: Source
+) -> None:
+    """What each stage would train and cost. Stage 2 comes second: LoRA changes the encoder in place."""
+    if args.process_index:
+        return
+    plans = []
+    projector_model = projector_stage(encoder, denoiser.condition_width, args.seed)
+    if recipe.stage in ("1", "all"):
+        plans.append(describe(projector_model, stage_args(recipe, args, STAGE1), source.images))
+    if recipe.stage in ("2", "all"):
+        model = encoder_stage(encoder, projector_model.projector, args)
+        plans.append(describe(model, stage_args(recipe, args, STAGE2), source.images))
+    print("\n\n".join(plans))
+
+
+def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts) -> None:
+    adapter = Path(args.output_dir) / STAGE2
+    folders = export_encoder(recipe.encoder, adapter, args.output_dir, facts.with_log_of(adapter))
+    print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
+    if args.push_to_hub:
+        for repository in push_to_hub(folders, args.hub_model_id, args.hub_private_repo, args.hub_token):
+            print(f"uploaded: {repository}")

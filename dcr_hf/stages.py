@@ -1,0 +1,153 @@
+"""The two stages: what is frozen, what is trained, where it is saved and when it is finished."""
+
+import copy
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcr_hf.checkpoints import step_of, whole_checkpoints
+from dcr_hf.condition import ADAPTER_WEIGHTS, PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
+from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.data import StreamState, TrainingImages
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.encoder import ImageEncoder
+from dcr_hf.interruption import Interrupted
+from dcr_hf.sources import Source
+from dcr_hf.trainer import DCRTrainer
+
+STAGE1, STAGE2 = "stage1", "stage2"
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a run trains, in order."""
+    return {"1": [STAGE1], "2": [STAGE2], "all": [STAGE1, STAGE2]}[recipe.stage]
+
+
+def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
+    """The run's arguments with the stage's own folder, budget and learning rate."""
+    args = copy.deepcopy(args)
+    args.output_dir = str(Path(args.output_dir) / stage)
+    args.max_steps = getattr(recipe, f"{stage}_max_steps")
+    args.learning_rate = getattr(recipe, f"{stage}_learning_rate")
+    args.push_to_hub = False  # what is uploaded is the export, not a stage's checkpoints
+    return args
+
+
+def is_finished(stage_folder: Path) -> bool:
+    """Whether the stage's final weights are in place; they are written last."""
+    return (stage_folder / ADAPTER_WEIGHTS).is_file() or find_projector(stage_folder) is not None
+
+
+def projector_stage(encoder: ImageEncoder, condition_width: int, seed: int) -> ConditionModel:
+    """Stage 1: a fresh projector is trained on the frozen encoder."""
+    torch.manual_seed(seed)
+    return ConditionModel(encoder, Projector(encoder.embedding_width, condition_width))
+
+
+def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) -> ConditionModel:
+    """Stage 2: the vision encoder is trained by LoRA through the frozen projector."""
+    torch.manual_seed(args.seed)
+    encoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
+    return ConditionModel(encoder, projector.requires_grad_(False))
+
+
+def train_stage(
+    model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, source: Source, facts: dict[str, Any]
+) -> None:
+    """Train to `args.max_steps`, from the newest whole checkpoint in `args.output_dir` if there is one, and save.
+
+    Raises:
+        Interrupted: a signal ended training early, after a checkpoint.
+    """
+    folder = Path(args.output_dir)
+    checkpoint = next(reversed(whole_checkpoints(folder)), None)
+    if checkpoint is not None and step_of(checkpoint) >= args.max_steps:  # it died between that and the result
+        if args.process_index == 0:
+            finish_from(checkpoint, folder)
+        return
+    images = TrainingImages(
+        source,
+        model.encoder.image_size,
+        batch_size=args.per_device_train_batch_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        rank=args.process_index,
+        world_size=args.world_size,
+        num_workers=args.dataloader_num_workers,
+        shuffle_buffer=args.shuffle_buffer,
+        max_bad_fraction=args.max_bad_fraction,
+        state=StreamState.read(checkpoint) if checkpoint else None,
+    )
+    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.stop_if_not_finite()
+    if trainer.stop_on_signal.stopped:
+        raise Interrupted(f"stopped by a signal at step {trainer.state.global_step} of {args.max_steps} in {folder}.")
+    partial = folder / "unfinished"
+    trainer.save_model(str(partial))
+    if args.process_index == 0:
+        trainer.state.save_to_json(partial / "trainer_state.json")
+        put_in_place(partial, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def finish_from(checkpoint: Path, folder: Path) -> None:
+    """The stage's result from its last checkpoint, or from its best, where that was asked for and is the result."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    options = json.loads((checkpoint / "training_args.json").read_text())
+    best = state["best_model_checkpoint"]
+    result = folder / Path(best).name if options["load_best_model_at_end"] and best else checkpoint
+    partial = folder / "unfinished"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for path in [*result.glob("adapter_*"), *result.glob(PROJECTOR_FOLDER), checkpoint / "trainer_state.json"]:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+    put_in_place(partial, folder)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Move a finished stage's files up beside its checkpoints, those that `is_finished` looks for last."""
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in (ADAPTER_WEIGHTS, PROJECTOR_FOLDER)):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    partial.rmdir()
+
+
+def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
+    """What a stage will train and what it costs, for people."""
+    modules = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            modules[_module_of(name)] += parameter.numel()
+    batch = args.per_device_train_batch_size
+    per_step = batch * args.gradient_accumulation_steps * args.world_size
+    evaluations = (batch * batch + batch) * args.gradient_accumulation_steps * args.world_size
+    epoch = (
+        f"about {math.ceil(images / per_step):,}"
+        if images
+        else "unknown (the data does not say how many images it has)"
+    )
+    width = max(len(name) for name in modules)
+    return "\n".join(
+        [
+            f"{Path(args.output_dir).name}: {args.max_steps:,} steps at learning rate {args.learning_rate:g}",
+            f"  trainable parameters  {sum(modules.values()):,}",
+            *(f"    {name:<{width}}  {count:>12,}" for name, count in modules.items()),
+            f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
+            f"accumulated x {args.world_size} devices",
+            f"  UNet evaluations      {evaluations:,} a step, forward and backward",
+            f"  steps an epoch        {epoch}",
+        ]
+    )
+
+
+def _module_of(parameter_name: str) -> str:
+    """'encoder.model.base_model.model.vision_model.encoder.layers.3...' -> 'encoder.vision_model'"""
+    parts = [part for part in parameter_name.split(".") if part not in ("model", "base_model")]
+    return ".".join(parts[:2]) if parts[0] == "encoder" else parts[0]

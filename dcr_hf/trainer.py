@@ -1,0 +1,169 @@
+"""DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, set_seed
+
+from dcr_hf.augment import PositiveView
+from dcr_hf.checkpoints import mark_whole, rotate, writing
+from dcr_hf.condition import ConditionModel
+from dcr_hf.config import DCRConfig
+from dcr_hf.data import TrainingImages, collate
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.interruption import StopOnSignal
+from dcr_hf.objectives import OBJECTIVES, Diffused
+from dcr_hf.steplog import StepLog, gather_objects
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; nothing was saved since."""
+
+
+class DCRTrainer(Trainer):
+    """Trains what requires a gradient in a `ConditionModel`, through a frozen denoiser.
+
+    Args:
+        model: encoder and projector; freeze what is not to be trained (see `stages`).
+        args: a `DCRConfig`.
+        denoiser: moved to the training device. It is an attribute of the trainer and not part of the model, so that
+            checkpoints, DDP and ZeRO do not see it.
+        train_dataset: a `TrainingImages`, already this rank's share, or any data set of {"image": (3, H, W) uint8,
+            "key": str, "skipped": []}.
+        facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.resume_facts`.
+        kwargs: passed on to `transformers.Trainer`.
+    """
+
+    def __init__(
+        self, model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, facts: dict | None = None, **kwargs
+    ):
+        super().__init__(model=model, args=args, data_collator=collate, **kwargs)
+        # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
+        self.model_accepts_loss_kwargs = False
+        self.denoiser = denoiser.to(args.device)
+        self.view = PositiveView(
+            model.encoder.image_size,
+            flips=args.view_flips,
+            normalized_by=model.encoder if args.view_space == "normalized" else None,
+        )
+        self.facts = facts or {}
+        self.step_log = StepLog(args.world_size, args.device)
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+        self._positions: dict[int, dict] = {}
+        self._batches = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """One step of DCR: images and views -> conditions; latents, noise -> predictions -> noise-space InfoNCE."""
+        self.step_log.begin(self.denoiser.evaluations)
+        images = inputs["images"]  # (B, 3, H, W) in [0, 1]
+        views = self.view(images)
+        conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
+        diffused = Diffused.draw(self.denoiser, images)
+        loss, metrics = OBJECTIVES[self.args.objective](
+            self.denoiser, diffused, conditions, view_conditions, self.args.temperature
+        )
+        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
+        self._batches += 1
+        if inputs["position"] is not None:
+            lane, self._positions[lane] = inputs["position"]
+        return (loss, {"conditions": conditions}) if return_outputs else loss
+
+    def train(self, *args, **kwargs):
+        # Trainer seeds every rank alike: noise, timesteps, views and dropout must differ between ranks.
+        set_seed(self.args.seed + self.args.process_index)
+        if isinstance(self.train_dataset, TrainingImages):
+            self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
+            if self.args.process_index == 0:
+                self.step_log.skipped.update(self.train_dataset.state.skipped)
+        with self.stop_on_signal.listening():
+            return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """`TrainingImages` is this rank's own stream; prepared by accelerate it would be divided a second time."""
+        if not isinstance(self.train_dataset, TrainingImages):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            drop_last=True,
+            # A loader without its own draws from the global generator, whose state a checkpoint brings back.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to a training step's line what `StepLog` kept."""
+        # Of an endless stream Trainer would count epochs from where it was started last.
+        self.state.epoch = self.state.global_step / self.state.max_steps
+        if "loss" in logs:
+            self.stop_if_not_finite()
+            logs |= self.step_log.line(self.denoiser.evaluations)
+        super().log(logs, start_time)
+
+    def stop_if_not_finite(self) -> None:
+        """Raise on every rank if the loss of any rank was not finite at any step since the start.
+
+        Raises:
+            NonFiniteLossError: names the step and where the last checkpoint is.
+        """
+        step = self.step_log.first_bad_step()
+        if step is not None:
+            raise NonFiniteLossError(
+                f"the loss was not finite at step {step}. Nothing was saved since; the last checkpoint, if there is "
+                f"one, is in {self.args.output_dir}. Try a lower learning rate, or --denoiser_dtype float32."
+            )
+
+    # Checkpoints hold what is trained: the projector or the adapter, never the base encoder or the denoiser.
+
+    def _save_checkpoint(self, model, trial):
+        """Whole or not there: what Trainer writes, the data's position, at last the mark; old ones go after that."""
+        self.stop_if_not_finite()
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer rotates too early
+        try:
+            with writing(checkpoint, self._checkpoint_bytes()):
+                super()._save_checkpoint(model, trial)
+                self._save_stream_state(checkpoint)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    mark_whole(checkpoint, self.facts)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate(folder, limit, self.state.best_model_checkpoint)
+
+    def _checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes: the weights, AdamW's two moments of them, and small change."""
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        return 3 * trained + 2**20
+
+    def _save_stream_state(self, checkpoint: Path) -> None:
+        if not isinstance(self.train_dataset, TrainingImages):
+            return
+        state = self.train_dataset.state.advanced(
+            gather_objects(self._positions, self.args.world_size), self._batches, self.step_log.skipped_by_all()
+        )
+        if self.args.should_save:
+            state.write(checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save_trained(folder, state_dict)
+        # As text: nobody should have to unpickle a file to read how a checkpoint was made.
+        (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
