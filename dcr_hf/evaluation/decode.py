@@ -15,7 +15,7 @@ class ImageError(ValueError):
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode as CLIP_benchmark and the MMVP script do, so that numbers agree: first frame, no EXIF rotation, plain RGB.
+    """Decode as CLIP_benchmark and MMVP's script do, so that numbers agree: first frame, no EXIF rotation, plain RGB.
 
     Raises:
         ImageError: empty, truncated, of a format outside FORMATS, or of more than MAX_PIXELS.
