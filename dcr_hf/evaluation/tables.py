@@ -96,11 +96,12 @@ def _mmvp_table(results: Results) -> Table:
 def _clustering_table(results: Results) -> Table:
     cells = _Cells(results, "clustering")
     columns = [(name, metric) for name in cells.datasets for metric in ("nmi", "acc", "ari")]
-    settings = {
-        f"{row['feature']} features, seeds {', '.join(map(str, row['seeds']))}"
-        for row in results.predictions
-        if row["benchmark"] == "clustering"
-    }
+    settings: dict[str, list[str]] = {}
+    for row in results.predictions:
+        if row["benchmark"] == "clustering":
+            setting = f"{row['feature']} features, seeds {', '.join(map(str, row['seeds']))}"
+            settings.setdefault(setting, []).append(row["encoder"])
+    named = {setting: f"{setting} ({', '.join(dict.fromkeys(names))})" for setting, names in settings.items()}
     is_papers = set(published.CLUSTERED_SETS) | {"mean"} == set(cells.datasets)  # else the means are of other sets
     theirs = [
         Row(f"{backbone}, {method}", [DASH] * (len(columns) - 3) + [str(value) for value in values], "paper")
@@ -110,7 +111,7 @@ def _clustering_table(results: Results) -> Table:
     ]
     notes = cells.notes(
         "Percent, mean over the seeds of k-means (k = number of classes, n_init 10) on unit-length features: "
-        f"{'; '.join(sorted(settings))}.",
+        f"{'; '.join(named.values() if len(named) > 1 else settings)}.",
         source=published.PAPER if is_papers else "",
     )
     if not is_papers:
