@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 CHUNK_ROWS = 128
 
@@ -44,23 +45,21 @@ class FeatureStore:
     def write(self, rows: range, features: dict[str, np.ndarray]) -> None:
         """Store the features of `rows`, one of the ranges that `pending` gave."""
         self._chunks.mkdir(parents=True, exist_ok=True)
-        unfinished = self._chunks / f".{rows.start}-{os.getpid()}.npz"
-        np.savez(unfinished, **features)
+        unfinished = self._chunks / f".{rows.start}-{os.getpid()}"
+        save_file({kind: np.ascontiguousarray(values) for kind, values in features.items()}, unfinished)
         os.replace(unfinished, self._path(rows))
 
     def finish(self, **facts: object) -> None:
         """Join the chunks, one in memory at a time; `facts` go into the record for people who look at the cache."""
         chunks = [self._path(range(start, start + 1)) for start in range(0, self.rows, self.chunk_rows)]
-        with np.load(chunks[0]) as first:
-            widths = {kind: first[kind].shape[1] for kind in first.files}
+        widths = {kind: values.shape[1] for kind, values in load_file(chunks[0]).items()}
         for kind, width in widths.items():
             unfinished = self.folder / f".{kind}-{os.getpid()}.npy"
             with unfinished.open("wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 for chunk in chunks:
-                    with np.load(chunk) as part:
-                        file.write(np.ascontiguousarray(part[kind], dtype="<f4").tobytes())
+                    file.write(load_file(chunk)[kind].astype("<f4").tobytes())
             os.replace(unfinished, self.folder / f"{kind}.npy")
         self._record.write_text(json.dumps({"rows": self.rows, "widths": widths, **facts}, indent=1))
         shutil.rmtree(self._chunks)
@@ -70,7 +69,7 @@ class FeatureStore:
         return np.load(self.folder / f"{kind}.npy", mmap_mode="r")
 
     def _path(self, rows: range) -> Path:
-        return self._chunks / f"{rows.start:09d}.npz"
+        return self._chunks / f"{rows.start:09d}.safetensors"
 
 
 def remember(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
