@@ -8,6 +8,7 @@ All ways run in the same process on the same files, in turns, several times; med
 
 import argparse
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -155,7 +156,9 @@ def peak_of(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         datasets.config.HF_DATASETS_CACHE = root / "datasets"
-        write_tiny_shards(root, count)
+        writer = multiprocessing.Process(target=write_tiny_shards, args=(root, count))  # keeps its heap to itself
+        writer.start()
+        writer.join()
         path = save_encoder(root / "encoder", THIN, 32, 16)
         data = read_labeled("tiny", None, root)
         encoder = PretrainedEncoder("thin", str(path))
