@@ -240,3 +240,7 @@ def datasets_cache(tmp_path_factory) -> Path:
     """Tables that `datasets` converts stay out of the user's cache."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     return datasets.config.HF_DATASETS_CACHE
+
+
+def pytest_addoption(parser):
+    parser.addoption("--crashes", type=int, default=10, help="how often the crash test kills a run")
