@@ -84,7 +84,7 @@ class ConditionModel(nn.Module):
             save_file(
                 {name: weights[name].contiguous() for name in sorted(trained)},
                 Path(folder) / VISION_WEIGHTS,
-                metadata={"format": "pt"},
+                metadata={"format": "pt", "base_model_name_or_path": self.encoder.model.name_or_path},
             )
 
     def load_trained(self, folder: str | Path) -> None:

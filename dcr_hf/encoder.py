@@ -1,5 +1,6 @@
 """CLIP-family encoders: what a checkpoint is, its vision side as images -> z, and LoRA on exactly that side."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -176,8 +178,7 @@ class ImageEncoder(nn.Module):
                 f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
                 f"{config.vision_config.image_size}. Correct preprocessor_config.json."
             )
-        model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32)
-        return cls(model, family, processor.image_mean, processor.image_std)
+        return cls(_load_complete(path_or_id, family), family, processor.image_mean, processor.image_std)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""
@@ -204,6 +205,31 @@ class ImageEncoder(nn.Module):
         self.model = get_peft_model(self.model, config)
 
 
+def _load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
+    model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:  # transformers would leave them random, with no error
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
+    return model
+
+
+def trained_base(folder: str | Path) -> str:
+    """The base that what stage 2 left in `folder` belongs to, as it was named in training.
+
+    Raises:
+        ValueError: the files do not say.
+    """
+    adapter, vision = Path(folder) / "adapter_config.json", Path(folder) / VISION_WEIGHTS
+    if adapter.is_file():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    else:
+        with safe_open(vision, framework="pt") as weights:
+            base = weights.metadata().get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"what stage 2 left in {folder} names no base model (base_model_name_or_path).")
+    return base
+
+
 def has_encoder(folder: str | Path) -> bool:
     """Whether a folder holds what stage 2 trained."""
     return any((Path(folder) / name).is_file() for name in (ADAPTER_WEIGHTS, VISION_WEIGHTS))
@@ -218,7 +244,7 @@ def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> Pre
             replace the base's.
     """
     _, family = read_encoder_config(path_or_id)
-    model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32).eval()
+    model = _load_complete(path_or_id, family).eval()
     if trained is None:
         return model
     if (Path(trained) / ADAPTER_WEIGHTS).is_file():
