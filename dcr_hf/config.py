@@ -134,7 +134,20 @@ class DCRConfig(TrainingArguments):
         metadata={"help": "The run ends when more of a reader's last 1,000 images than this cannot be used."},
     )
 
+    eval_benchmarks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Benchmarks of recipes/evaluate.py to run every --eval_steps of stage 2, such as mmvp_vlm "
+            "clustering:cifar10; logged as eval_NAME, a name for --metric_for_best_model."
+        },
+    )
+    eval_data_root: str | None = field(
+        default=None, metadata={"help": "Folder of the benchmarks' local copies; by default they come from the hub."}
+    )
+
     def __post_init__(self):
+        if self.eval_benchmarks and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()

@@ -20,6 +20,7 @@ from dcr_hf.condition import ConditionModel, Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.encoder import ImageEncoder, check_encoder
+from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
 from dcr_hf.interruption import NOT_FINISHED, Interrupted
@@ -120,7 +121,7 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
 def run(recipe: Recipe, args: DCRConfig) -> None:
     """Check, then train and export what `recipe.stage` asks for. The same call again goes on where it stopped."""
     output = Path(args.output_dir)
-    source = check(recipe, args)
+    source, evaluation = check(recipe, args)
     with loaded_whole(args):
         denoiser = FrozenDenoiser.from_pretrained(
             recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
@@ -135,7 +136,7 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
             with loaded_whole(args):
                 model = _model_of(stage, recipe, args, denoiser)
             stage_options = stage_args(recipe, args, stage)
-            train_stage(model, stage_options, denoiser, source, resume_facts(recipe, stage_options))
+            train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
     if STAGE2 in stages_of(recipe) and args.process_index == 0:
         with loaded_whole(args):
             _export(recipe, args, facts)
@@ -162,8 +163,9 @@ def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoi
     return encoder_stage(encoder, Projector.from_pretrained(place), args)
 
 
-def check(recipe: Recipe, args: DCRConfig) -> Source:
-    """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the training data."""
+def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation | None]:
+    """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the data to train on, and
+    the benchmarks to run on the way, if any."""
     output = Path(args.output_dir)
     if args.objective not in OBJECTIVES:
         raise ValueError(f"--objective {args.objective!r} is unknown; there are {', '.join(OBJECTIVES)}.")
@@ -182,7 +184,16 @@ def check(recipe: Recipe, args: DCRConfig) -> Source:
         )
     if not recipe.overwrite_output_dir:
         _check_resume(recipe, args)
-    return source
+    return source, _evaluation(recipe, args)
+
+
+def _evaluation(recipe: Recipe, args: DCRConfig) -> TrainingEvaluation | None:
+    if not args.eval_benchmarks:
+        if args.eval_strategy != "no":
+            raise ValueError("--eval_strategy needs something to evaluate: give --eval_benchmarks.")
+        return None
+    root = Path(args.eval_data_root) if args.eval_data_root else None
+    return TrainingEvaluation(recipe.encoder, args.eval_benchmarks, root, args.per_device_eval_batch_size)
 
 
 def _check_resume(recipe: Recipe, args: DCRConfig) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from dcr_hf.checkpoints import step_of, whole_checkpoints
 from dcr_hf.condition import PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
@@ -39,6 +41,8 @@ def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
     args.max_steps = getattr(recipe, f"{stage}_max_steps")
     args.learning_rate = getattr(recipe, f"{stage}_learning_rate")
     args.push_to_hub = False  # what is uploaded is the export, not a stage's checkpoints
+    if stage == STAGE1:  # the encoder that would be measured does not change there
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
     return args
 
 
@@ -64,7 +68,12 @@ def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) 
 
 
 def train_stage(
-    model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, source: Source, facts: dict[str, Any]
+    model: ConditionModel,
+    args: DCRConfig,
+    denoiser: FrozenDenoiser,
+    source: Source,
+    evaluation: Callable[[ImageEncoder], dict[str, float]] | None,
+    facts: dict[str, Any],
 ) -> None:
     """Train to `args.max_steps`, from the newest whole checkpoint in `args.output_dir` if there is one, and save.
 
@@ -90,7 +99,7 @@ def train_stage(
         state=StreamState.read(checkpoint) if checkpoint else None,
     )
     callbacks = tensorboard(args, step_of(checkpoint) if checkpoint else 0)
-    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images, callbacks=callbacks)
+    trainer = DCRTrainer(model, args, denoiser, evaluation, facts, train_dataset=images, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.stop_if_not_finite()
     if trainer.stop_on_signal.stopped:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
 from dcr_hf.objectives import OBJECTIVES, Diffused
 from dcr_hf.steplog import StepLog, gather_objects
@@ -41,14 +43,23 @@ class DCRTrainer(Trainer):
             checkpoints, DDP and ZeRO do not see it.
         train_dataset: a `TrainingImages`, already this rank's share, or any data set of {"image": (3, H, W) uint8,
             "key": str, "skipped": []}.
+        evaluation: scores the encoder, {name: value}; called on every rank each --eval_steps.
         facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.resume_facts`.
         kwargs: passed on to `transformers.Trainer`.
     """
 
     def __init__(
-        self, model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, facts: dict | None = None, **kwargs
+        self,
+        model: ConditionModel,
+        args: DCRConfig,
+        denoiser: FrozenDenoiser,
+        evaluation: Callable[[ImageEncoder], dict[str, float]] | None = None,
+        facts: dict | None = None,
+        **kwargs,
     ):
-        super().__init__(model=model, args=args, data_collator=collate, **kwargs)
+        # Trainer wants a data set where there is something to evaluate; the evaluation has its own.
+        super().__init__(model=model, args=args, data_collator=collate, eval_dataset=[], **kwargs)
+        self.evaluation = evaluation
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
             raise ValueError(
                 f"the launch configuration asks for FSDP, but accelerate runs {self.accelerator.distributed_type} on "
@@ -109,6 +120,14 @@ class DCRTrainer(Trainer):
             # A loader without its own draws from the global generator, whose state a checkpoint brings back.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Score the encoder as it stands; every rank gets the same numbers."""
+        scores = self.evaluation(self.accelerator.unwrap_model(self.model).encoder)
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to a training step's line what `StepLog` kept."""

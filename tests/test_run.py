@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_clip, write_shard
+from evaluation.layouts import write_mmvp
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, SiglipVisionModel
 
@@ -265,3 +266,29 @@ def test_an_encoder_of_another_size(options, tmp_path, run_here):
     folder = save_clip(tmp_path / "clip-48", image_size=48)
     assert run_here(*words(options | {"--encoder": folder}))[0] == 0
     assert (options["--output_dir"] / "clip-48-dcr").is_dir()
+
+
+def test_benchmarks_run_on_the_way_and_the_best_step_is_exported(options, run_here, tmp_path):
+    write_mmvp(tmp_path / "data" / "MMVP_VLM", pairs=9)
+    output = options["--output_dir"]
+    options |= {"--eval_steps": 1, "--save_steps": 1, "--stage2_max_steps": 3, "--metric_for_best_model": "mmvp_vlm"}
+    options |= {"--eval_data_root": tmp_path / "data", "--stage2_learning_rate": 0.1}
+    code, error = run_here(*words(options), "--eval_benchmarks", "mmvp_vlm", "--load_best_model_at_end")
+    assert code == 0, error
+    history = json.loads((output / "stage2" / "trainer_state.json").read_text())["log_history"]
+    scores = {line["step"]: line["eval_mmvp_vlm"] for line in history if "eval_mmvp_vlm" in line}
+    assert sorted(scores) == [1, 2, 3] and all(0 <= score <= 1 for score in scores.values())
+    assert "eval_mmvp_vlm" not in (output / "stage1" / "trainer_state.json").read_text()
+    best = max(scores, key=lambda step: (scores[step], -step))
+    kept = load_file(output / "stage2" / f"checkpoint-{best}" / "adapter_model.safetensors")
+    result = load_file(output / "stage2" / "adapter_model.safetensors")
+    assert all(torch.equal(result[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"), [("mmvp_vml", "mmvp_vml"), ("clustering:dtd", "dtd"), ("clustering:nothing", "nothing")]
+)
+def test_a_wrong_benchmark_ends_before_training(options, run_here, tmp_path, benchmark, message):
+    code, error = run_here(*words(options | {"--eval_data_root": tmp_path}), "--eval_benchmarks", benchmark)
+    assert code == 2 and message in error
+    assert not options["--output_dir"].exists()

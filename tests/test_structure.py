@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "losses",
     "encoder",
+    "metrics",
+    "evaluation",
     "config",
     "images",
     "sources",
