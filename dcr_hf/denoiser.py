@@ -94,7 +94,7 @@ class FrozenDenoiser(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> sampled, scaled latents l (B, 4, h, w), float32."""
-        with torch.autocast(images.device.type, enabled=False):
+        with _own_dtype(images):
             posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
             return posterior.sample().float() * self.vae.config.scaling_factor
 
@@ -168,7 +168,7 @@ class FrozenDenoiser(nn.Module):
         self.evaluations += chosen.numel()
         rows = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
         path = self._fast_path if conditions.ndim == 2 else self._plain_path
-        with torch.autocast(noisy_latents.device.type, enabled=False):
+        with _own_dtype(noisy_latents):
             evaluate, brought = path(noisy_latents.to(self.dtype), timesteps, conditions)
             brought = brought[chosen.flatten()]  # (B * M, ...)
             plan = self._plan(evaluate, rows, brought)
@@ -180,7 +180,8 @@ class FrozenDenoiser(nn.Module):
         beginning = begin(self.unet, noisy_latents, timesteps, len(self.bias_matrix))
 
         def evaluate(rows: Tensor, biases: Tensor) -> Tensor:
-            return self._finish(self.unet, beginning.of(rows), biases.to(self.dtype))
+            with _own_dtype(biases):
+                return self._finish(self.unet, beginning.of(rows), biases.to(self.dtype))
 
         return evaluate, F.linear(conditions.to(self.bias_matrix.dtype), self.bias_matrix)
 
@@ -188,8 +189,9 @@ class FrozenDenoiser(nn.Module):
         """Right for any condition: E + c through the UNet's own cross-attention. A condition brings c: (K, 77, C)."""
 
         def evaluate(rows: Tensor, conditions: Tensor) -> Tensor:
-            tokens = self.empty_prompt + conditions.to(self.dtype)  # (P, 77, C)
-            return self._forward(noisy_latents[rows], timesteps[rows], tokens, return_dict=False)[0]
+            with _own_dtype(conditions):
+                tokens = self.empty_prompt + conditions.to(self.dtype)  # (P, 77, C)
+                return self._forward(noisy_latents[rows], timesteps[rows], tokens, return_dict=False)[0]
 
         return evaluate, conditions
 
@@ -217,3 +219,8 @@ class FrozenDenoiser(nn.Module):
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def _own_dtype(tensor: Tensor) -> torch.autocast:
+    """No autocast. Said again in what the backward pass recomputes, which may run under another one."""
+    return torch.autocast(tensor.device.type, enabled=False)
