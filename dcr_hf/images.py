@@ -9,7 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20
 # Only formats whose decoders are plain pixel readers: PIL would also start Ghostscript for an EPS.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+Image.init()  # PIL loads most of its decoders on demand, but not when it is told which ones to try
 
 
 class BadImageError(ValueError):
@@ -24,23 +25,27 @@ def decode_image(content: bytes) -> Image.Image:
     """
     if not content:
         raise BadImageError("empty")
+    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file from the
+    # web may end a run; every one is counted.
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        bomb = isinstance(error, Image.DecompressionBombError)
-        raise BadImageError("too many pixels" if bomb else "not an image") from error
-    except Exception as error:
-        raise BadImageError("corrupt") from error
-    if min(image.size) < MIN_SIDE:
-        raise BadImageError("too small")
-    if math.prod(image.size) > MAX_PIXELS:
-        raise BadImageError("too many pixels")
-    try:
+        _refuse_absurd_size(*image.size)
         return ImageOps.exif_transpose(_to_rgb(image))
-    # Broken files make PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and more; no
-    # file from the web may end a run, and every one is counted.
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too many pixels") from error
     except Exception as error:
-        raise BadImageError("truncated" if "truncated" in str(error) else "corrupt") from error
+        raise BadImageError("truncated" if "truncated" in str(error).lower() else "corrupt") from error
+
+
+def _refuse_absurd_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise BadImageError("too small")
+    if width * height > MAX_PIXELS:
+        raise BadImageError("too many pixels")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

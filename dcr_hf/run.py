@@ -12,12 +12,12 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from dcr_hf.card import RunFacts
 from dcr_hf.condition import Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.encoder import ImageEncoder, check_encoder
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
+from dcr_hf.export.card import RunFacts
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     STAGE1,

@@ -159,13 +159,15 @@ def _hub_source(repository: str) -> Source:
     columns = [name for name, feature in (table.features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise ValueError(f"--train_data {repository!r}: the data set has no image column, only {table.column_names}.")
-    image = columns[0]
-    table = table.cast_column(image, datasets.Image(decode=False))
-    rows = table.map(
+    split = table.info.splits["train"] if table.info.splits else None
+    return TableSource(table_rows(table, columns[0]), split.num_examples if split else None)
+
+
+def table_rows(table: datasets.IterableDataset, image: str) -> datasets.IterableDataset:
+    """Rows of FEATURES for a streamed data set whose column `image` holds encoded images."""
+    return table.cast_column(image, datasets.Image(decode=False)).map(
         _table_row, with_indices=True, fn_kwargs={"image": image}, remove_columns=table.column_names, features=FEATURES
     )
-    split = table.info.splits["train"] if table.info.splits else None
-    return TableSource(rows, split.num_examples if split else None)
 
 
 def _table_row(row: dict, index: int, image: str) -> dict:
@@ -184,11 +186,23 @@ def read_files(paths: Iterable[str], part: int, parts: int) -> Iterator[dict]:
         yield {"key": path, "image": Path(path).read_bytes(), "error": None}
 
 
+class _CompleteTarInfo(tarfile.TarInfo):
+    """`tarfile` takes a missing, cut or broken header behind the first member for the end of the archive. Here only
+    the marker that tar writes is its end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise tarfile.ReadError(f"no end of archive ({error})") from error
+
+
 def read_shard(url: str, part: int, parts: int) -> Iterator[dict]:
     """The images of a tar, read as a stream. A tar that ends in the middle gives its whole members and one error."""
     count = 0
     try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_CompleteTarInfo) as tar:
             for member in tar:
                 name = Path(member.name)
                 if not member.isfile() or name.suffix.lower() not in IMAGE_EXTENSIONS:

@@ -75,7 +75,7 @@ class RunFacts:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # installed without its repository
         return None
     git = ["git", "-C", str(root)]

@@ -1,11 +1,5 @@
-"""Adapter -> enhanced encoder: merge, check, save as ordinary CLIP or SigLIP folders, with a model card.
+"""Adapter -> enhanced encoder: merge, check, save as ordinary CLIP or SigLIP folders, with a model card."""
 
-    python -m dcr_hf.export OUT [--checkpoint checkpoint-500]
-
-exports what a run in OUT trained, also long after it or before its end.
-"""
-
-import argparse
 import shutil
 from pathlib import Path
 
@@ -17,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from dcr_hf.card import RunFacts, write_card
 from dcr_hf.condition import ADAPTER_WEIGHTS
 from dcr_hf.encoder import Family, load_dual_encoder, local_folder, read_encoder_config
+from dcr_hf.export.card import RunFacts, write_card
 
 # What a folder needs beside configuration and weights, copied from the base byte by byte: older transformers read
 # the files that its own authors wrote, not what a newer version would make of them.
@@ -186,21 +180,3 @@ def push_to_hub(
         api.upload_folder(folder_path=folder, repo_id=repository.repo_id, commit_message="Encoder enhanced by DCR")
         ids.append(repository.repo_id)
     return ids
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dcr_hf.export", description=__doc__.split("\n")[0])
-    parser.add_argument("output_dir", help="the --output_dir of the run")
-    parser.add_argument("--checkpoint", help="a checkpoint of stage 2, such as checkpoint-500, instead of its result")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export")
-    options = parser.parse_args()
-    try:
-        folders = export_run(options.output_dir, options.checkpoint, options.overwrite_output_dir)
-    except (OSError, ValueError, ExportError) as error:
-        parser.exit(1, f"error: {error}\n")
-    for folder in folders:
-        print(folder)
-
-
-if __name__ == "__main__":
-    main()

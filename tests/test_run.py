@@ -1,0 +1,264 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_clip, write_shard
+from safetensors.torch import load_file
+from transformers import CLIPVisionModel, SiglipVisionModel
+
+from dcr_hf import Recipe
+from dcr_hf.run import parse
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {
+    "openai_vitl": "openai/clip-vit-large-patch14",
+    "openai_vitl_336": "openai/clip-vit-large-patch14-336",
+    "metaclip_vitl": "facebook/metaclip-l14-fullcc2.5b",
+    "metaclip_vith": "facebook/metaclip-h14-fullcc2.5b",
+    "siglip_so": "google/siglip-so400m-patch14-224",
+    "siglip_so_384": "google/siglip-so400m-patch14-384",
+}
+RECIPE = Recipe(encoder="owner/clip")
+
+
+def is_training_recipe(path):
+    return "RECIPE = Recipe(" in path.read_text()
+
+
+def test_there_are_six_recipes_of_the_papers_checkpoints():
+    found = {path.stem for path in (ROOT / "recipes").glob("*.py") if is_training_recipe(path)}
+    assert RECIPES.keys() <= found and len(RECIPES) == 6
+    for name, encoder in RECIPES.items():
+        text = (ROOT / "recipes" / f"{name}.py").read_text()
+        assert f'Recipe(encoder="{encoder}")' in text and f"accelerate launch recipes/{name}.py" in text
+        assert len(text.splitlines()) < 30
+
+
+def launch(recipe, *options, module="accelerate.commands.launch", **env):
+    command = [sys.executable, "-m", module]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")] if "accelerate" in module else []
+    command += [str(ROOT / "recipes" / f"{recipe}.py"), *map(str, options)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+def run_recipe(recipe, *options):
+    """Without accelerate's launcher, whose start takes as long as the run."""
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture
+def options(encoder_folders, sd_folder, shards_folder, tmp_path):
+    return {
+        "--encoder": encoder_folders["clip"],
+        "--denoiser": sd_folder,
+        "--train_data": shards_folder,
+        "--output_dir": tmp_path / "out",
+        "--stage1_max_steps": 2,
+        "--stage2_max_steps": 2,
+        "--per_device_train_batch_size": 4,
+        "--logging_steps": 1,
+        "--dataloader_num_workers": 0,
+        "--max_bad_fraction": 0.2,
+    }
+
+
+def words(options):
+    return [str(word) for pair in options.items() for word in pair]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_recipe_trains_both_stages_and_exports(recipe, options, encoder_folders, sd_v_folder):
+    family = "siglip" if "siglip" in recipe else "clip"
+    options |= {"--encoder": encoder_folders[family]}
+    if recipe == "siglip_so_384":
+        options |= {"--denoiser": sd_v_folder, "--dataloader_num_workers": 2}
+    done = launch(recipe, *words(options))
+    assert done.returncode == 0, done.stderr
+    output = options["--output_dir"]
+    for stage in ("stage1", "stage2"):
+        history = json.loads((output / stage / "trainer_state.json").read_text())["log_history"]
+        assert [line["step"] for line in history if "loss" in line] == [1, 2]
+        assert list((output / stage).rglob("events.out.tfevents*"))
+        assert (output / stage / "checkpoint-2").is_dir()
+    tower_class = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}[family]
+    _, report = tower_class.from_pretrained(output / f"{family}-tiny-dcr-vision", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    before = load_file(encoder_folders[family] / "model.safetensors")
+    after = load_file(output / f"{family}-tiny-dcr" / "model.safetensors")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved and all(key.startswith(("vision_model.", "visual_projection.")) for key in moved)
+    assert f"recipes/{recipe}.py" in json.loads((output / "run.json").read_text())["command"]
+
+
+def test_the_stages_can_be_run_one_after_the_other(options):
+    output = options["--output_dir"]
+    missing = run_recipe("openai_vitl", *words(options), "--stage", "2")
+    assert missing.returncode == 2 and "stage 2 needs stage 1's projector" in missing.stderr
+    assert run_recipe("openai_vitl", *words(options), "--stage", "1").returncode == 0
+    assert not (output / "clip-tiny-dcr").exists()
+    again = run_recipe("openai_vitl", *words(options), "--stage", "1")
+    assert again.returncode == 2 and "holds a finished run" in again.stderr
+
+    elsewhere = options | {"--output_dir": output.parent / "elsewhere", "--projector": output / "stage1"}
+    assert run_recipe("openai_vitl", *words(elsewhere), "--stage", "2").returncode == 0
+    assert (output.parent / "elsewhere" / "clip-tiny-dcr").is_dir()
+    projector = load_file(output / "stage1" / "projector" / "model.safetensors")
+    assert projector and not (output.parent / "elsewhere" / "stage1").exists()
+
+    assert run_recipe("openai_vitl", *words(options), "--stage", "2").returncode == 0
+    assert (output / "clip-tiny-dcr").is_dir()
+    finished = run_recipe("openai_vitl", *words(options))
+    assert finished.returncode == 2 and "--overwrite_output_dir" in finished.stderr
+    assert run_recipe("openai_vitl", *words(options), "--overwrite_output_dir").returncode == 0
+
+
+def test_dry_run_says_what_would_run_and_leaves_nothing(options):
+    done = run_recipe("openai_vitl", *words(options), "--dry_run")
+    assert done.returncode == 0, done.stderr
+    plan = done.stdout
+    # Projector: LayerNorm 2 x 16, Linear 16 x 32 + 32, Linear 32 x 32 + 32.
+    assert "stage1: 2 steps at learning rate 0.0001" in plan and "1,632" in plan
+    # LoRA of rank 16: per layer 4 x (24 + 24) + 2 x (24 + 48), two layers; the projection 24 + 16.
+    assert f"{16 * 2 * (4 * 48 + 2 * 72):,}" in plan and f"{16 * 40:,}" in plan
+    assert "UNet evaluations      40 a step" in plan  # 2 x (4 x 4 + 4)
+    assert "about 6" in plan  # 48 images, 8 a step
+    assert not options["--output_dir"].exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--encoder": "sd"}, "has no config.json"),
+        ({"--encoder": "no_such_folder"}, "neither a folder here nor a hub id"),
+        ({"--denoiser": "clip"}, "lacks unet, vae, scheduler, tokenizer, text_encoder"),
+        ({"--train_data": "no_such/*.tar"}, "matches no file"),
+        ({"--per_device_train_batch_size": 1}, "needs at least 2"),
+        ({"--stage": 3}, "invalid choice: '3'"),
+        ({"--temprature": 0.2}, "unknown option 'temprature'. Did you mean temperature?"),
+        ({"--temperature": 0}, "--temperature is 0.0"),
+        ({"--temperature": "warm"}, "invalid float value: 'warm'"),
+        ({"--max_bad_fraction": 1.5}, "--max_bad_fraction is 1.5"),
+        ({"--remove_unused_columns": True}, "--dataloader_drop_last must stay true"),
+        ({"--config": "no_such.yaml"}, "no_such.yaml"),
+        ({"--projector": "stage1"}, "--projector is for --stage 2"),
+        ({"--pair_chunk_size": -1}, "--pair_chunk_size is -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_argument_ends_in_one_line(options, clip_folder, sd_folder, changes, message, monkeypatch, capsys):
+    """In this process: what is tested comes before any model is loaded."""
+    from dcr_hf import run
+
+    changes = {name: {"sd": sd_folder, "clip": clip_folder}.get(value, value) for name, value in changes.items()}
+    monkeypatch.setattr(sys, "argv", ["openai_vitl.py", *words(options | changes)])
+    monkeypatch.setattr(run.ImageEncoder, "from_pretrained", lambda *args: pytest.fail("loaded a model first"))
+    with pytest.raises(SystemExit) as stopped:
+        run.main(RECIPE)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("openai_vitl.py: error: ") and message in error
+    assert not options["--output_dir"].exists()
+
+
+def test_a_projector_of_other_widths_is_refused_by_both_widths(
+    options, encoder_folders, tmp_path, monkeypatch, capsys
+):
+    from dcr_hf import run
+    from dcr_hf.condition import Projector
+
+    Projector(16, 48).save_pretrained(tmp_path / "projector")
+    options |= {"--stage": 2, "--projector": tmp_path}
+    monkeypatch.setattr(sys, "argv", ["openai_vitl.py", *words(options)])
+    with pytest.raises(SystemExit):
+        run.main(RECIPE)
+    error = capsys.readouterr().err
+    assert "width 16 to conditions of width 48" in error and "have width 16 and this denoiser's conditions 32" in error
+
+
+def test_options_come_from_the_command_line_then_the_file_then_the_recipe(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("temperature: 0.2\nseed: 5\nstage2_max_steps: 7\nview_flips: true\nreport_to: [none]\n")
+    recipe, args = parse(
+        Recipe(encoder="a/clip", stage2_max_steps=3, stage1_max_steps=4),
+        {"temperature": 0.3, "per_device_train_batch_size": 8},
+        ["--config", str(file), "--seed", "6", "--output_dir", str(tmp_path), "--use_cpu"],
+    )
+    assert (args.seed, args.temperature, args.per_device_train_batch_size) == (6, 0.2, 8)
+    assert (recipe.stage2_max_steps, recipe.stage1_max_steps, recipe.encoder) == (7, 4, "a/clip")
+    assert args.view_flips and args.report_to == []
+    file.write_text("sead: 5\n")
+    with pytest.raises(ValueError, match=rf"{file} has an unknown option 'sead'. Did you mean .*seed"):
+        parse(RECIPE, {}, [f"--config={file}"])
+    file.write_text("- seed\n")
+    with pytest.raises(ValueError, match="must hold 'name: value' lines, found list"):
+        parse(RECIPE, {}, [f"--config={file}"])
+    with pytest.raises(ValueError, match="the recipe has an unknown option 'learning_rat'"):
+        parse(RECIPE, {"learning_rat": 1}, [])
+    with pytest.raises(ValueError, match="belong to no option: extra"):
+        parse(RECIPE, {}, ["extra"])
+
+
+def test_the_defaults_are_the_papers():
+    recipe, args = parse(RECIPE, {}, ["--use_cpu"])
+    assert (recipe.stage1_max_steps, recipe.stage1_learning_rate) == (100_000, 1e-4)
+    assert (recipe.stage2_max_steps, recipe.stage2_learning_rate) == (4_600, 1e-5)
+    assert recipe.denoiser == "Manojb/stable-diffusion-2-1-base" and recipe.train_data == "pixparse/cc3m-wds"
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (16, 2)
+    assert (args.weight_decay, args.max_grad_norm, args.warmup_steps) == (0.01, 1.0, 10)
+    assert (args.lr_scheduler_type, args.optim) == ("constant_with_warmup", "adamw_torch")
+    assert (args.lora_rank, args.lora_alpha, args.lora_dropout, args.temperature) == (16, 16, 0.1, 0.1)
+    assert (args.noise_target, args.view_flips, args.view_space, args.objective) == ("auto", False, "pixels", "dcr")
+    assert args.report_to == ["tensorboard"]
+
+
+def test_the_released_codes_choices_run(options):
+    changes = {"--noise_target": "velocity", "--view_space": "normalized", "--stage": 1}
+    done = run_recipe("openai_vitl", *words(options | changes), "--view_flips")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_token_does_not_reach_the_files(tmp_path, monkeypatch):
+    from dcr_hf.export.card import RunFacts
+
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--hub_token", "hf_secret", "--seed", "1"])
+    facts = RunFacts.of_this_run("e", "d", "t", {}, 1)
+    assert facts.command == "accelerate launch recipe.py --hub_token '***' --seed 1"
+
+
+def test_non_finite_training_says_so_and_exports_nothing(options, clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip-broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"].fill_(float("inf"))
+    from safetensors.torch import save_file
+
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = run_recipe("openai_vitl", *words(options | {"--encoder": folder}))
+    assert done.returncode == 2 and "not finite at step 1" in done.stderr and "Traceback" not in done.stderr
+    assert not (options["--output_dir"] / "stage1" / "projector").exists()
+
+
+def test_data_that_is_too_bad_ends_with_examples(options, tmp_path):
+    samples = {f"00000{i:04d}": b"<html></html>" for i in range(30)}
+    write_shard(tmp_path / "bad" / "00000.tar", samples)
+    done = run_recipe("openai_vitl", *words(options | {"--train_data": tmp_path / "bad"}))
+    assert done.returncode == 2 and "30 not an image (000000" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_encoder_of_another_size(options, tmp_path):
+    folder = save_clip(tmp_path / "clip-48", image_size=48)
+    done = run_recipe("openai_vitl_336", *words(options | {"--encoder": folder}))
+    assert done.returncode == 0, done.stderr
+    assert (options["--output_dir"] / "clip-48-dcr").is_dir()
