@@ -14,6 +14,8 @@ from dcr_hf.planner import make_plan
 
 NoiseTarget = Literal["auto", "epsilon", "velocity"]
 PairChunkSize = int | Literal["auto"]
+
+
 class FrozenDenoiser(nn.Module):
     """A frozen Stable Diffusion that predicts noise (or velocity) under conditions made from images.
 
@@ -197,7 +199,7 @@ class FrozenDenoiser(nn.Module):
 
     def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
         """Made once for each number and kind of pairs, so that all steps of a run have the same chunks."""
-        key = (len(rows), brought.ndim)
+        key = (self.pair_chunk_size, len(rows), brought.ndim)
         if key not in self._plans:
             automatic = self.pair_chunk_size == "auto"
             self._plans[key] = (

@@ -29,7 +29,7 @@ def dcr_cosines(predictions: Tensor, view_predictions: Tensor, target: Tensor) -
     if batch < 2:
         raise ValueError("a batch of 1 has no negatives: the DCR loss needs at least 2 images on each device.")
     anchors = predictions.diagonal().movedim(-1, 0)  # (B, *S)
-    positives = cosines(anchors, torch.stack([view_predictions, target], dim=1))  # (B, 2)
+    positives = torch.cat([cosines(anchors, view_predictions[:, None]), cosines(anchors, target[:, None])], dim=1)
     to_all = cosines(anchors, predictions)  # (B, B)
     # Off-diagonal entries by shape alone: a boolean mask would make the host wait for the device.
     negatives = to_all.flatten()[1:].view(batch - 1, batch + 1)[:, :-1].reshape(batch, batch - 1)

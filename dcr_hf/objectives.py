@@ -48,25 +48,6 @@ class Negatives:
     detach: bool = False
     gather: bool = False
 
-    def available(self, batch: int, world_size: int) -> int:
-        """How many negatives an image can have: all other images of its batch, or of all processes' batches."""
-        return batch * (world_size if self.gather else 1) - 1
-
-    def evaluations(self, batch: int, world_size: int) -> tuple[int, int]:
-        """UNet evaluations of a process for one batch: (forward and backward, forward only).
-
-        Raises:
-            ValueError: more negatives are asked for than there are.
-        """
-        available = self.available(batch, world_size)
-        count = available if self.count is None else self.count
-        if not 1 <= count <= available:
-            raise ValueError(
-                f"--num_negatives is {count}, and each image has {available} other images to be contrasted with"
-                + ("." if self.gather else " in its batch; --gather_conditions takes those of all processes.")
-            )
-        return (2 * batch, count * batch) if self.detach else ((count + 2) * batch, 0)
-
 
 ALL_NEGATIVES = Negatives()
 

@@ -47,7 +47,7 @@ def check_denoiser(path_or_id: str) -> int:
 
 
 def native_target(path_or_id: str, scheduler_config: dict) -> str:
-    """"epsilon" or "velocity", by the scheduler's `prediction_type`."""
+    """ "epsilon" or "velocity", by the scheduler's `prediction_type`."""
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in _TARGET_OF_PREDICTION_TYPE:
         raise ValueError(

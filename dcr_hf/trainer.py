@@ -15,7 +15,7 @@ from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.objectives import OBJECTIVES, Diffused
+from dcr_hf.objectives import OBJECTIVES, Diffused, Negatives
 
 
 class NonFiniteLossError(RuntimeError):
@@ -40,6 +40,10 @@ class DCRTrainer(Trainer):
         # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
         self.model_accepts_loss_kwargs = False
         self.denoiser = denoiser.to(args.device)
+        self.denoiser.plan_anew()
+        if args.torch_compile:
+            self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
+        self.negatives = Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions)
         self.view = PositiveView(
             model.encoder.image_size,
             flips=args.view_flips,
@@ -48,7 +52,8 @@ class DCRTrainer(Trainer):
         self._metrics: list[dict[str, Tensor]] = []
         self._skipped: Counter[str] = Counter()
         self._images = 0
-        self._window_start: tuple[float, int, int] | None = None
+        self._waited = 0.0
+        self._window_start: tuple[float, int, int, float] | None = None
         self._first_bad_step = torch.full((), -1, device=args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -58,7 +63,7 @@ class DCRTrainer(Trainer):
         conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
         diffused = Diffused.draw(self.denoiser, images)
         loss, metrics = OBJECTIVES[self.args.objective](
-            self.denoiser, diffused, conditions, view_conditions, self.args.temperature
+            self.denoiser, diffused, conditions, view_conditions, self.args.temperature, self.negatives
         )
         self._record(loss, metrics, inputs)
         return (loss, {"conditions": conditions}) if return_outputs else loss
@@ -83,6 +88,18 @@ class DCRTrainer(Trainer):
             drop_last=True,
         )
 
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self._waited += time.perf_counter() - start
+        return samples
+
+    def _prepare_input(self, data):
+        """Copies from pinned memory that the host does not wait for."""
+        if isinstance(data, Tensor):
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     # Metrics stay on the device until they are logged: reading one would make the host wait for the step.
 
     def _record(self, loss: Tensor, metrics: dict[str, Tensor], inputs: dict) -> None:
@@ -95,7 +112,7 @@ class DCRTrainer(Trainer):
             self._start_window()
 
     def _start_window(self) -> None:
-        self._window_start = (time.perf_counter(), self._images, self.denoiser.evaluations)
+        self._window_start = (time.perf_counter(), self._images, self.denoiser.evaluations, self._waited)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to a training step's line the averages over the logging window and over all ranks."""
@@ -114,12 +131,14 @@ class DCRTrainer(Trainer):
         return dict(zip(names, means, strict=True))
 
     def _window_rates(self) -> dict[str, float]:
-        start, images, evaluations = self._window_start
+        start, images, evaluations, waited = self._window_start
         seconds = time.perf_counter() - start
         world = self.args.world_size
         return {
             "images_per_second": round((self._images - images) * world / seconds, 3),
             "unet_evaluations_per_second": round((self.denoiser.evaluations - evaluations) * world / seconds, 3),
+            # The host waits for data while the device may still be busy: an upper bound of the device's own wait.
+            "data_wait_share": round((self._waited - waited) / seconds, 4),
         }
 
     def _skipped_counts(self) -> dict[str, float]:
