@@ -1,4 +1,4 @@
-"""Many pairs through the UNet in chunks: some keep their activations for the backward pass, the rest are recomputed."""
+"""Many pairs through the UNet in chunks: some keep their activations for the backward pass, others are recomputed."""
 
 import logging
 from collections.abc import Callable

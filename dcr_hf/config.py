@@ -192,7 +192,7 @@ class DCRConfig(TrainingArguments):
         others = self.other_images
         if self.num_negatives is not None and not 1 <= self.num_negatives <= others:
             raise ValueError(
-                f"--num_negatives is {self.num_negatives}; each image has {others} others to be contrasted with, so it "
+                f"--num_negatives is {self.num_negatives}; each image has {others} others to be contrasted with: it "
                 f"must be from 1 to {others}. Without it, all are taken."
             )
 

@@ -174,8 +174,10 @@ def _finish_first_transformer(transformer: nn.Module, residual: Tensor, hidden: 
     hidden = hidden + first.ff(first.norm3(hidden))
     for layer in others:
         hidden = layer(hidden, encoder_hidden_states=biases)
-    batch, width, height, side = residual.shape
-    return transformer._get_output_for_continuous_inputs(hidden, residual, batch, height, side, hidden.shape[-1])
+    shape = residual.shape
+    return transformer._get_output_for_continuous_inputs(
+        hidden, residual, shape[0], shape[2], shape[3], hidden.shape[-1]
+    )
 
 
 def _conditions_of(block: nn.Module, biases: Tensor) -> dict[str, Tensor]:

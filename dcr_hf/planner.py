@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 PROBE = 4
 # Smaller chunks leave a GPU idle between kernels; only taken when this many do not fit.
 SMALL = 32
-# Of the whole device: fragmentation, the optimizer's state, which is allocated after the first step, and others' needs.
+# Of the whole device: fragmentation, other processes, and the optimizer's state, which comes after the first step.
 MARGIN = 0.1
 # On a CPU nothing is measured, so that a run and its continuation take the same chunks and stay equal to the last bit.
 CPU_BUDGET = 4 * 2**30
