@@ -89,7 +89,9 @@ class DCRConfig(TrainingArguments):
     )
 
     # DCR.
-    objective: Literal["dcr"] = field(default="dcr", metadata={"help": "Which predictions feed which loss."})
+    objective: str = field(
+        default="dcr", metadata={"help": "Which predictions feed which loss: a name in objectives.OBJECTIVES."}
+    )
     temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrast."})
     noise_target: Literal["auto", "epsilon", "velocity"] = field(
         default="auto",

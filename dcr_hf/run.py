@@ -18,6 +18,7 @@ from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.encoder import ImageEncoder, check_encoder
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
+from dcr_hf.objectives import OBJECTIVES
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     STAGE1,
@@ -135,6 +136,8 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
 def check(recipe: Recipe, args: DCRConfig) -> Source:
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the training data."""
     output = Path(args.output_dir)
+    if args.objective not in OBJECTIVES:
+        raise ValueError(f"--objective {args.objective!r} is unknown; there are {', '.join(OBJECTIVES)}.")
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
     if recipe.stage == "2":
         check_projector(recipe.projector or output / STAGE1, *widths)

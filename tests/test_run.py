@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_clip, write_shard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, SiglipVisionModel
 
-from dcr_hf import Recipe
+from dcr_hf import Recipe, run
+from dcr_hf.condition import Projector
+from dcr_hf.export.card import RunFacts
 from dcr_hf.run import parse
 
 ROOT = Path(__file__).parents[1]
@@ -103,26 +105,44 @@ def test_every_recipe_trains_both_stages_and_exports(recipe, options, encoder_fo
     assert f"recipes/{recipe}.py" in json.loads((output / "run.json").read_text())["command"]
 
 
-def test_the_stages_can_be_run_one_after_the_other(options):
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A recipe's command line in this process: (exit code, standard error)."""
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["openai_vitl.py", *argv])
+        try:
+            run.main(RECIPE)
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def test_the_stages_can_be_run_one_after_the_other(options, run_here):
     output = options["--output_dir"]
-    missing = run_recipe("openai_vitl", *words(options), "--stage", "2")
-    assert missing.returncode == 2 and "stage 2 needs stage 1's projector" in missing.stderr
-    assert run_recipe("openai_vitl", *words(options), "--stage", "1").returncode == 0
+    code, error = run_here(*words(options), "--stage", "2")
+    assert code == 2 and "stage 2 needs stage 1's projector" in error
+    assert run_here(*words(options), "--stage", "1")[0] == 0
     assert not (output / "clip-tiny-dcr").exists()
-    again = run_recipe("openai_vitl", *words(options), "--stage", "1")
-    assert again.returncode == 2 and "holds a finished run" in again.stderr
+    code, error = run_here(*words(options), "--stage", "1")
+    assert code == 2 and "holds a finished run" in error
 
     elsewhere = options | {"--output_dir": output.parent / "elsewhere", "--projector": output / "stage1"}
-    assert run_recipe("openai_vitl", *words(elsewhere), "--stage", "2").returncode == 0
+    assert run_here(*words(elsewhere), "--stage", "2")[0] == 0
     assert (output.parent / "elsewhere" / "clip-tiny-dcr").is_dir()
-    projector = load_file(output / "stage1" / "projector" / "model.safetensors")
-    assert projector and not (output.parent / "elsewhere" / "stage1").exists()
+    assert not (output.parent / "elsewhere" / "stage1").exists()
 
-    assert run_recipe("openai_vitl", *words(options), "--stage", "2").returncode == 0
+    assert run_here(*words(options), "--stage", "2")[0] == 0
     assert (output / "clip-tiny-dcr").is_dir()
-    finished = run_recipe("openai_vitl", *words(options))
-    assert finished.returncode == 2 and "--overwrite_output_dir" in finished.stderr
-    assert run_recipe("openai_vitl", *words(options), "--overwrite_output_dir").returncode == 0
+    code, error = run_here(*words(options))
+    assert code == 2 and "--overwrite_output_dir" in error
+    stale = output / "stage1" / "stale"
+    stale.touch()
+    assert run_here(*words(options), "--overwrite_output_dir")[0] == 0
+    assert not stale.exists() and (output / "clip-tiny-dcr").is_dir()
 
 
 def test_dry_run_says_what_would_run_and_leaves_nothing(options):
@@ -148,6 +168,7 @@ def test_dry_run_says_what_would_run_and_leaves_nothing(options):
         ({"--per_device_train_batch_size": 1}, "needs at least 2"),
         ({"--stage": 3}, "invalid choice: '3'"),
         ({"--temprature": 0.2}, "unknown option 'temprature'. Did you mean temperature?"),
+        ({"--objective": "drc"}, "--objective 'drc' is unknown; there are dcr"),
         ({"--temperature": 0}, "--temperature is 0.0"),
         ({"--temperature": "warm"}, "invalid float value: 'warm'"),
         ({"--max_bad_fraction": 1.5}, "--max_bad_fraction is 1.5"),
@@ -158,33 +179,21 @@ def test_dry_run_says_what_would_run_and_leaves_nothing(options):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_argument_ends_in_one_line(options, clip_folder, sd_folder, changes, message, monkeypatch, capsys):
-    """In this process: what is tested comes before any model is loaded."""
-    from dcr_hf import run
-
+def test_a_wrong_argument_ends_in_one_line(options, clip_folder, sd_folder, changes, message, run_here, monkeypatch):
+    """And before any model is loaded."""
     changes = {name: {"sd": sd_folder, "clip": clip_folder}.get(value, value) for name, value in changes.items()}
-    monkeypatch.setattr(sys, "argv", ["openai_vitl.py", *words(options | changes)])
     monkeypatch.setattr(run.ImageEncoder, "from_pretrained", lambda *args: pytest.fail("loaded a model first"))
-    with pytest.raises(SystemExit) as stopped:
-        run.main(RECIPE)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    code, error = run_here(*words(options | changes))
+    assert code == 2
+    error = error.strip().splitlines()[-1]
     assert error.startswith("openai_vitl.py: error: ") and message in error
     assert not options["--output_dir"].exists()
 
 
-def test_a_projector_of_other_widths_is_refused_by_both_widths(
-    options, encoder_folders, tmp_path, monkeypatch, capsys
-):
-    from dcr_hf import run
-    from dcr_hf.condition import Projector
-
+def test_a_projector_of_other_widths_is_refused_by_both_widths(options, tmp_path, run_here):
     Projector(16, 48).save_pretrained(tmp_path / "projector")
-    options |= {"--stage": 2, "--projector": tmp_path}
-    monkeypatch.setattr(sys, "argv", ["openai_vitl.py", *words(options)])
-    with pytest.raises(SystemExit):
-        run.main(RECIPE)
-    error = capsys.readouterr().err
+    code, error = run_here(*words(options | {"--stage": 2, "--projector": tmp_path}))
+    assert code == 2
     assert "width 16 to conditions of width 48" in error and "have width 16 and this denoiser's conditions 32" in error
 
 
@@ -224,15 +233,12 @@ def test_the_defaults_are_the_papers():
     assert args.report_to == ["tensorboard"]
 
 
-def test_the_released_codes_choices_run(options):
+def test_the_released_codes_choices_run(options, run_here):
     changes = {"--noise_target": "velocity", "--view_space": "normalized", "--stage": 1}
-    done = run_recipe("openai_vitl", *words(options | changes), "--view_flips")
-    assert done.returncode == 0, done.stderr
+    assert run_here(*words(options | changes), "--view_flips")[0] == 0
 
 
 def test_a_token_does_not_reach_the_files(tmp_path, monkeypatch):
-    from dcr_hf.export.card import RunFacts
-
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--hub_token", "hf_secret", "--seed", "1"])
     facts = RunFacts.of_this_run("e", "d", "t", {}, 1)
     assert facts.command == "accelerate launch recipe.py --hub_token '***' --seed 1"
@@ -242,8 +248,6 @@ def test_non_finite_training_says_so_and_exports_nothing(options, clip_folder, t
     folder = shutil.copytree(clip_folder, tmp_path / "clip-broken")
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"].fill_(float("inf"))
-    from safetensors.torch import save_file
-
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     done = run_recipe("openai_vitl", *words(options | {"--encoder": folder}))
     assert done.returncode == 2 and "not finite at step 1" in done.stderr and "Traceback" not in done.stderr
@@ -257,8 +261,7 @@ def test_data_that_is_too_bad_ends_with_examples(options, tmp_path):
     assert done.returncode == 2 and "30 not an image (000000" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_encoder_of_another_size(options, tmp_path):
+def test_an_encoder_of_another_size(options, tmp_path, run_here):
     folder = save_clip(tmp_path / "clip-48", image_size=48)
-    done = run_recipe("openai_vitl_336", *words(options | {"--encoder": folder}))
-    assert done.returncode == 0, done.stderr
+    assert run_here(*words(options | {"--encoder": folder}))[0] == 0
     assert (options["--output_dir"] / "clip-48-dcr").is_dir()

@@ -1,0 +1,69 @@
+"""Run by torchrun on two processes: a few training steps whose images and gradients each rank writes down."""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from dcr_hf import DCRTrainer, FrozenDenoiser
+from dcr_hf.config import DCRConfig
+from dcr_hf.data import TrainingImages
+from dcr_hf.encoder import ImageEncoder
+from dcr_hf.sources import find_source
+from dcr_hf.stages import encoder_stage, projector_stage
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+class RecordingTrainer(DCRTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        own = torch.autograd.grad(loss, trained, retain_graph=True)
+        self.record["keys"].append(inputs["keys"])
+        self.record["own_gradients"].append([gradient.clone() for gradient in own])
+        return loss
+
+
+def main(encoder: str, denoiser: str, data: str, output: str, stage: str) -> None:
+    args = DCRConfig(
+        output_dir=f"{output}/{stage}",
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        max_steps=3,
+        learning_rate=1e-3,
+        max_grad_norm=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        dataloader_num_workers=0,
+        max_bad_fraction=0.5,
+    )
+    torch.manual_seed(0)
+    frozen = FrozenDenoiser.from_pretrained(denoiser)
+    model = projector_stage(ImageEncoder.from_pretrained(encoder), frozen.condition_width, seed=0)
+    if stage == "stage2":
+        model = encoder_stage(model.encoder, model.projector, args)
+    images = TrainingImages(find_source(data), 32, 4, rank=args.process_index, world_size=args.world_size)
+    recorder = Recorder()
+    trainer = RecordingTrainer(model, args, frozen, train_dataset=images, callbacks=[recorder])
+    trainer.record = {"keys": [], "own_gradients": []}
+    trainer.train()
+    trainer.record |= {
+        "gradients": [list(step.values()) for step in recorder.gradients],
+        "weights": [p.detach().clone() for p in model.parameters() if p.requires_grad],
+        "log": [line for line in trainer.state.log_history if "loss" in line],
+    }
+    torch.save(trainer.record, Path(output) / f"{stage}-rank{args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
