@@ -34,21 +34,20 @@ class PairMemory:
 def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
     """The plan that recomputes the fewest pairs within `budget` bytes, and of those the one with the largest chunks.
 
-    Chunks of fewer than `SMALL` pairs are taken only where larger ones do not fit. If not even one pair fits, the plan
-    is to try with one.
+    Chunks of fewer than `SMALL` pairs are taken only where twice as many do not fit. If not even one pair fits, the
+    plan is to try with one.
     """
     fits = budget // (memory.kept + memory.working)
-    sizes = {math.ceil(pairs / chunks) for chunks in range(1, pairs + 1)}
-    allowed = [size for size in sizes if min(SMALL, fits, pairs) <= size <= fits] or [max(1, min(fits, pairs))]
-
-    def plan(size: int) -> ChunkPlan:
-        kept = (budget - size * memory.working) // (size * memory.kept)
-        return ChunkPlan(size, max(1, min(kept, math.ceil(pairs / size))))
-
-    def recomputed(plan: ChunkPlan) -> int:
-        return max(0, pairs - plan.size * plan.kept)
-
-    return min(map(plan, allowed), key=lambda plan: (recomputed(plan), -plan.size))
+    if fits == 0:
+        return ChunkPlan(1)
+    sizes = {math.ceil(pairs / chunks) for chunks in range(1, pairs + 1)}  # chunks as even as can be
+    plans = []
+    for size in (size for size in sizes if min(SMALL, math.ceil(fits / 2), pairs) <= size <= fits):
+        chunks = math.ceil(pairs / size)
+        kept = min(chunks, (budget - size * memory.working) // (size * memory.kept))
+        recomputed = (chunks - kept) * size
+        plans.append((recomputed, -size, ChunkPlan(size, kept)))
+    return min(plans)[-1]
 
 
 def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemory:
