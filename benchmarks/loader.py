@@ -12,6 +12,7 @@ import math
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,7 @@ def write_shards(folder: Path, shards: int, images: int, side: int) -> None:
 def decoding_rate(content: bytes, size: int, enough: int | None, seconds: float) -> float:
     """Images decoded and cropped a second."""
     rng = np.random.default_rng(0)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        random_resized_crop(decode_image(content, enough), size, rng)
-        count += 1
-    return count / (time.perf_counter() - start)
+    return rate(lambda: random_resized_crop(decode_image(content, enough), size, rng), seconds)
 
 
 def stream_rate(side: int, size: int, seconds: float) -> float:
@@ -63,11 +60,16 @@ def stream_rate(side: int, size: int, seconds: float) -> float:
         write_shards(Path(folder), shards=1, images=256, side=side)
         stream = iter(TrainingImages(find_source(folder), size, batch_size=16))
         next(stream)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            next(stream)
-            count += 1
-        return count / (time.perf_counter() - start)
+        return rate(lambda: next(stream), seconds)
+
+
+def rate(function: Callable[[], object], seconds: float) -> float:
+    """Calls a second, by the processor time of this process, which others' load does not change."""
+    start, count = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        function()
+        count += 1
+    return count / (time.process_time() - start)
 
 
 def main() -> None:

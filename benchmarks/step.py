@@ -115,8 +115,8 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def measure(self, name: str, batch: int, chunk: int | str = 0, plain: bool = False) -> Row:
-        """Time, memory and operations of a step; a step that does not fit is a result too."""
+    def measure(self, name: str, batch: int, chunk: int | str = 0, plain: bool = False, brief: bool = False) -> Row:
+        """Time and memory of a step, and if not `brief` its operations and loss. One that does not fit counts too."""
         row = Row(name, batch, "-" if plain else str(chunk))
         self.only(plain)
         self.denoiser.pair_chunk_size = chunk
@@ -126,6 +126,8 @@ class Bench:
             self.step(loss_of, images)  # warm-up: work spaces, the plan, compilation, the optimizer's state
             row.peak_bytes = self.peak(loss_of, images)
             row.seconds = self.seconds(loss_of, images)
+            if brief:
+                return row
             if not self.options.torch_compile:
                 with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
                     self.step(loss_of, images)
@@ -221,8 +223,7 @@ def sweep(bench: Bench, options: argparse.Namespace) -> list[Row]:
     runs += [(batch, chunk, plain) for batch in SWEPT_BATCHES for chunk, plain in ((0, True), (0, False), (32, False))]
     rows = []
     for batch, chunk, plain in tqdm(runs, desc="sweep"):
-        bench.options.steps = min(3, options.steps)
-        rows.append(bench.measure("released manner" if plain else "ours", batch, chunk, plain))
+        rows.append(bench.measure("released manner" if plain else "ours", batch, chunk, plain, brief=True))
     return rows
 
 
@@ -243,12 +244,12 @@ def main() -> None:
         torch.set_num_threads(1)
     bench = Bench(options)
     facts = device_facts(bench.device) | {name: str(value) for name, value in vars(options).items()}
-    rows = table(bench, options)
-    swept = sweep(bench, options) if options.sweep else []
-    folder = Path(options.output_dir)
-    print(save(folder, facts, [asdict(row) for row in rows], [asdict(row) for row in swept]))
-    if swept:
-        plot_sweep(folder / "step.png", [asdict(row) for row in swept], facts)
+    folder, rows = Path(options.output_dir), [asdict(row) for row in table(bench, options)]
+    print(save(folder, facts, rows, []))
+    if options.sweep:
+        swept = [asdict(row) for row in sweep(bench, options)]
+        save(folder, facts, rows, swept)
+        plot_sweep(folder / "step.png", swept, facts)
 
 
 if __name__ == "__main__":
