@@ -96,7 +96,7 @@ class Bench:
         return torch.rand(batch, 3, side, side, generator=generator).to(self.device)
 
     def ours(self, images: Tensor) -> Tensor:
-        return self.trainer.compute_loss(self.model, {"images": images, "skipped": []})
+        return self.trainer.compute_loss(self.model, {"images": images, "skipped": [], "position": None})
 
     def theirs(self, images: Tensor) -> Tensor:
         return self.released(self.model, images)

@@ -42,6 +42,10 @@ class Recipe:
         default=False,
         metadata={"help": "Delete what an earlier run left of the same stages in --output_dir, and start over."},
     )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint that was made with other options. The result is not exact."},
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print what would run, and stop."})
 
 

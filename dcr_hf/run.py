@@ -12,12 +12,14 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from dcr_hf.condition import Projector, check_projector
+from dcr_hf.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
+from dcr_hf.condition import ConditionModel, Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.encoder import ImageEncoder, check_encoder
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
+from dcr_hf.interruption import NOT_FINISHED, Interrupted
 from dcr_hf.objectives import OBJECTIVES
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
@@ -28,13 +30,15 @@ from dcr_hf.stages import (
     is_finished,
     projector_stage,
     stage_args,
+    stages_of,
     train_stage,
 )
 from dcr_hf.trainer import NonFiniteLossError
 
 
 def main(recipe: Recipe, **training: Any) -> None:
-    """Run a recipe with the options of the command line. Mistakes end it with one line and exit code 2.
+    """Run a recipe with the options of the command line. Mistakes end it with one line and exit code 2, SIGTERM and
+    SIGINT with a checkpoint and exit code 75.
 
     Args:
         recipe: what the recipe file states.
@@ -42,6 +46,9 @@ def main(recipe: Recipe, **training: Any) -> None:
     """
     try:
         run(*parse(recipe, training, sys.argv[1:]))
+    except Interrupted as interruption:
+        print(f"{Path(sys.argv[0]).name}: {interruption} Run the same command again to go on.", file=sys.stderr)
+        raise SystemExit(NOT_FINISHED) from None
     except (OSError, ValueError, ExportError, NonFiniteLossError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -121,16 +128,23 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
     facts = _prepare_output(recipe, args, output)
     if recipe.stage in ("1", "all") and not is_finished(output / STAGE1):
         model = projector_stage(encoder, denoiser.condition_width, args.seed)
-        train_stage(model, stage_args(recipe, args, STAGE1), denoiser, source)
+        _train(model, recipe, args, STAGE1, denoiser, source)
     if recipe.stage in ("2", "all"):
         if not is_finished(output / STAGE2):
             place = check_projector(
                 recipe.projector or output / STAGE1, encoder.embedding_width, denoiser.condition_width
             )
             model = encoder_stage(encoder, Projector.from_pretrained(place), args)
-            train_stage(model, stage_args(recipe, args, STAGE2), denoiser, source)
+            _train(model, recipe, args, STAGE2, denoiser, source)
         if args.process_index == 0:
             _export(recipe, args, facts)
+
+
+def _train(
+    model: ConditionModel, recipe: Recipe, args: DCRConfig, stage: str, denoiser: FrozenDenoiser, source: Source
+) -> None:
+    args = stage_args(recipe, args, stage)
+    train_stage(model, args, denoiser, source, resume_facts(recipe, args))
 
 
 def check(recipe: Recipe, args: DCRConfig) -> Source:
@@ -151,16 +165,33 @@ def check(recipe: Recipe, args: DCRConfig) -> Source:
             f"{there[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to delete "
             "it and start over."
         )
+    if not recipe.overwrite_output_dir:
+        _check_resume(recipe, args)
     return source
+
+
+def _check_resume(recipe: Recipe, args: DCRConfig) -> None:
+    """Refuse to go on from a checkpoint that was made with other options."""
+    for stage in stages_of(recipe):
+        args_of_stage = stage_args(recipe, args, stage)
+        folder = Path(args_of_stage.output_dir)
+        checkpoints = [] if is_finished(folder) else whole_checkpoints(folder)
+        if checkpoints:
+            facts = resume_facts(recipe, args_of_stage)
+            for difference in check_resume(checkpoints[-1], facts, recipe.resume_anyway):
+                print(f"resuming {stage} with another {difference}: no longer exact", file=sys.stderr)
 
 
 def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
     options = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)} | args.to_dict()
     facts = RunFacts.of_this_run(recipe.encoder, recipe.denoiser, recipe.train_data, options, args.world_size)
     if args.process_index == 0:
+        for stage in stages_of(recipe):
+            if recipe.overwrite_output_dir:
+                shutil.rmtree(output / stage, ignore_errors=True)
+            remove_torn(output / stage)
         if recipe.overwrite_output_dir:
-            stages = {"1": [STAGE1], "2": [STAGE2], "all": [STAGE1, STAGE2]}[recipe.stage]
-            for folder in [*(output / stage for stage in stages), *export_folders(recipe.encoder, output)]:
+            for folder in export_folders(recipe.encoder, output):
                 shutil.rmtree(folder, ignore_errors=True)
         facts.write(output)
     if args.world_size > 1:

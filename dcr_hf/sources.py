@@ -5,8 +5,7 @@ import itertools
 import json
 import re
 import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -19,15 +18,23 @@ from huggingface_hub import HfFileSystem
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-# One row an image: its bytes, or why there are none.
+# One row an image: its bytes, or why there are none; and where the row behind it begins, for files only.
 FEATURES = datasets.Features(
-    {"key": datasets.Value("string"), "image": datasets.Value("binary"), "error": datasets.Value("string")}
+    {
+        "key": datasets.Value("string"),
+        "image": datasets.Value("binary"),
+        "error": datasets.Value("string"),
+        "piece": datasets.Value("int64"),
+        "offset": datasets.Value("int64"),
+        "count": datasets.Value("int64"),
+    }
 )
+_PLACE = ("piece", "offset", "count")
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Webdataset shards, or loose image files in groups; each is read by one reader an epoch.
+    """Webdataset shards, or loose image files in groups.
 
     Attributes:
         units: paths or URLs of shards; or, for loose files, lists of paths.
@@ -38,14 +45,25 @@ class FileSource:
     units: tuple[str | tuple[str, ...], ...]
     images: int | None
 
-    def epoch(self, seed: int, epoch: int, rank: int, world_size: int, readers: int) -> datasets.IterableDataset:
-        """This rank's share of an epoch. Units are dealt out in an order of their own each epoch; where there are
-        fewer units than readers (all ranks' workers), each unit is read by several, every one taking its part."""
-        parts = -(-readers // len(self.units))
+    def epoch(
+        self, seed: int, epoch: int, lane: int, lanes: int, token: dict | None = None
+    ) -> datasets.IterableDataset:
+        """One of `lanes` shares of an epoch, from its beginning or from the token of an earlier block.
+
+        The units are dealt out in an order of their own each epoch; where there are fewer units than lanes, each is
+        read in several, every one taking its part."""
+        parts = -(-lanes // len(self.units))
         pieces = [(unit, part, parts) for unit in self.units for part in range(parts)]
         order = np.random.default_rng([seed, epoch]).permutation(len(pieces))
-        mine = [pieces[index] for index in order[rank::world_size]]
-        return datasets.IterableDataset.from_generator(read_pieces, features=FEATURES, gen_kwargs={"pieces": mine})
+        mine = tuple(pieces[index] for index in order[lane::lanes])
+        start = token or dict.fromkeys(_PLACE, 0)
+        return datasets.IterableDataset.from_generator(
+            read_pieces, features=FEATURES, gen_kwargs={"pieces": mine, **start}
+        )
+
+    def token(self, dataset: datasets.IterableDataset, block: dict[str, list]) -> dict:
+        """Where the rows behind this block begin."""
+        return {name: block[name][-1] for name in _PLACE}
 
 
 @dataclass(frozen=True)
@@ -55,11 +73,20 @@ class TableSource:
     dataset: datasets.IterableDataset
     images: int | None
 
-    def epoch(self, seed: int, epoch: int, rank: int, world_size: int, readers: int) -> datasets.IterableDataset:
-        """This rank's share of an epoch, shards in an order of their own each epoch."""
+    def epoch(
+        self, seed: int, epoch: int, lane: int, lanes: int, token: dict | None = None
+    ) -> datasets.IterableDataset:
+        """One of `lanes` shares of an epoch, its shards in an order of their own, from its beginning or a token."""
         epoch_seed = int(np.random.default_rng([seed, epoch]).integers(2**31))
         # A buffer of one: only the shards are shuffled here, the reader shuffles the images.
-        return split_dataset_by_node(self.dataset.shuffle(epoch_seed, buffer_size=1), rank, world_size)
+        dataset = split_dataset_by_node(self.dataset.shuffle(epoch_seed, buffer_size=1), lane, lanes)
+        if token is not None:
+            dataset.load_state_dict(token)
+        return dataset
+
+    def token(self, dataset: datasets.IterableDataset, block: dict[str, list]) -> dict:
+        """The data set's own state behind the rows that were read."""
+        return dataset.state_dict()
 
 
 Source = FileSource | TableSource
@@ -118,10 +145,12 @@ def _match(patterns: list[str], train_data: str) -> list[str]:
 def _shard_source(shards: list[str]) -> FileSource:
     for shard in shards:
         try:
-            with tarfile.open(shard, "r|*") as tar:
+            with tarfile.open(shard, "r|") as tar:
                 tar.next()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ValueError(f"shard {shard} is no tar file ({error}). Remove it or download it again.") from error
+        except tarfile.TarError as error:
+            raise ValueError(
+                f"shard {shard} is no (uncompressed) tar file ({error}). Remove it or download it again."
+            ) from error
     in_first = _count_images(shards[0])
     if not in_first:
         raise ValueError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
@@ -134,7 +163,7 @@ def _shard_source(shards: list[str]) -> FileSource:
 def _count_images(shard: str) -> int:
     """By the headers alone; of a shard that ends in the middle, those before its end."""
     count = 0
-    with contextlib.suppress(tarfile.TarError, EOFError, zlib.error), tarfile.open(shard) as tar:
+    with contextlib.suppress(tarfile.TarError), tarfile.open(shard, "r:") as tar:
         for member in tar:
             count += member.isfile() and Path(member.name).suffix.lower() in IMAGE_EXTENSIONS
     return count
@@ -172,18 +201,30 @@ def table_rows(table: datasets.IterableDataset, image: str) -> datasets.Iterable
 
 def _table_row(row: dict, index: int, image: str) -> dict:
     content = row[image]["bytes"] if row[image] else None
-    return {"key": str(index), "image": content or b"", "error": None}
+    return {"key": str(index), "image": content or b"", "error": None, **dict.fromkeys(_PLACE, 0)}
 
 
-def read_pieces(pieces: Iterable[tuple]) -> Iterator[dict]:
-    """Rows of FEATURES for pieces (unit, part, parts): the unit's images whose number is `part` modulo `parts`."""
-    for unit, part, parts in pieces:
-        yield from (read_shard if isinstance(unit, str) else read_files)(unit, part, parts)
+def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[dict]:
+    """Rows of FEATURES for pieces (unit, part, parts): the unit's images whose number is `part` modulo `parts`.
+
+    Args:
+        pieces: what to read, in order.
+        piece, offset, count: where to begin: the piece, the place in it (a byte of a shard, a number of a list) and
+            how many of its images lie before. What lies before is not read.
+    """
+    for index in range(piece, len(pieces)):
+        unit, part, parts = pieces[index]
+        read = read_shard if isinstance(unit, str) else read_files
+        for row in read(unit, part, parts, offset, count):
+            yield {"piece": index, **row} if row["error"] is None else {**row, "piece": index + 1}
+        offset = count = 0
 
 
-def read_files(paths: Iterable[str], part: int, parts: int) -> Iterator[dict]:
-    for path in list(paths)[part::parts]:
-        yield {"key": path, "image": Path(path).read_bytes(), "error": None}
+def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, count: int = 0) -> Iterator[dict]:
+    for number in range(offset, len(paths)):
+        if number % parts == part:
+            content = Path(paths[number]).read_bytes()
+            yield {"key": paths[number], "image": content, "error": None, "offset": number + 1, "count": number + 1}
 
 
 class _CompleteTarInfo(tarfile.TarInfo):
@@ -198,19 +239,24 @@ class _CompleteTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end of archive ({error})") from error
 
 
-def read_shard(url: str, part: int, parts: int) -> Iterator[dict]:
-    """The images of a tar, read as a stream. A tar that ends in the middle gives its whole members and one error."""
-    count = 0
+def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0) -> Iterator[dict]:
+    """The images of a tar from byte `offset` on, before which lie `count` images. A tar that ends in the middle gives
+    its whole members and one error."""
     try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_CompleteTarInfo) as tar:
-            for member in tar:
-                name = Path(member.name)
-                if not member.isfile() or name.suffix.lower() not in IMAGE_EXTENSIONS:
-                    continue
-                if count % parts == part:
-                    yield {"key": str(name.with_suffix("")), "image": tar.extractfile(member).read(), "error": None}
-                count += 1
-    except (tarfile.TarError, EOFError, zlib.error):
+        with fsspec.open(url, "rb") as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r|", tarinfo=_CompleteTarInfo) as tar:
+                for member in tar:
+                    name = Path(member.name)
+                    if not member.isfile() or name.suffix.lower() not in IMAGE_EXTENSIONS:
+                        continue
+                    count += 1
+                    if (count - 1) % parts == part:
+                        behind = offset + member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                        content = tar.extractfile(member).read()
+                        key = str(name.with_suffix(""))
+                        yield {"key": key, "image": content, "error": None, "offset": behind, "count": count}
+    except tarfile.TarError:
         if part:  # several readers of one shard see the same end; one of them counts it
             return
-        yield {"key": url, "image": None, "error": "shard ends in the middle"}
+        yield {"key": url, "image": None, "error": "shard ends in the middle", "offset": 0, "count": 0}

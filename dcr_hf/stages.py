@@ -1,23 +1,31 @@
 """The two stages: what is frozen, what is trained, where it is saved and when it is finished."""
 
 import copy
+import json
 import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
-from dcr_hf.condition import ADAPTER_WEIGHTS, ConditionModel, Projector, find_projector
+from dcr_hf.checkpoints import step_of, whole_checkpoints
+from dcr_hf.condition import ADAPTER_WEIGHTS, PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.data import TrainingImages
+from dcr_hf.data import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
+from dcr_hf.interruption import Interrupted
 from dcr_hf.sources import Source
 from dcr_hf.trainer import DCRTrainer
 
 STAGE1, STAGE2 = "stage1", "stage2"
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a run trains, in order."""
+    return {"1": [STAGE1], "2": [STAGE2], "all": [STAGE1, STAGE2]}[recipe.stage]
 
 
 def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
@@ -48,8 +56,20 @@ def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) 
     return ConditionModel(encoder, projector.requires_grad_(False))
 
 
-def train_stage(model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, source: Source) -> None:
-    """Train to `args.max_steps`, from the newest checkpoint in `args.output_dir` if there is one; save the result."""
+def train_stage(
+    model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, source: Source, facts: dict[str, Any]
+) -> None:
+    """Train to `args.max_steps`, from the newest whole checkpoint in `args.output_dir` if there is one, and save.
+
+    Raises:
+        Interrupted: a signal ended training early, after a checkpoint.
+    """
+    folder = Path(args.output_dir)
+    checkpoint = next(reversed(whole_checkpoints(folder)), None)
+    if checkpoint is not None and step_of(checkpoint) >= args.max_steps:  # it died between that and the result
+        if args.process_index == 0:
+            finish_from(checkpoint, folder)
+        return
     images = TrainingImages(
         source,
         model.encoder.image_size,
@@ -60,27 +80,43 @@ def train_stage(model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser
         num_workers=args.dataloader_num_workers,
         shuffle_buffer=args.shuffle_buffer,
         max_bad_fraction=args.max_bad_fraction,
+        state=StreamState.read(checkpoint) if checkpoint else None,
     )
-    trainer = DCRTrainer(model, args, denoiser, train_dataset=images)
-    folder = Path(args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.stop_if_not_finite()
-    trainer.save_state()
-    save_final(trainer, folder)
-
-
-def save_final(trainer: DCRTrainer, folder: Path) -> None:
-    """The trained weights beside the checkpoints, moved there whole, so that what is there is finished."""
+    if trainer.stop_on_signal.stopped:
+        raise Interrupted(f"stopped by a signal at step {trainer.state.global_step} of {args.max_steps} in {folder}.")
     partial = folder / "unfinished"
     trainer.save_model(str(partial))
-    if trainer.args.should_save:
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == ADAPTER_WEIGHTS):  # weights last
-            target = folder / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
-        partial.rmdir()
+    if args.process_index == 0:
+        trainer.state.save_to_json(partial / "trainer_state.json")
+        put_in_place(partial, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def finish_from(checkpoint: Path, folder: Path) -> None:
+    """The stage's result from its last checkpoint, or from its best, where that was asked for and is the result."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    options = json.loads((checkpoint / "training_args.json").read_text())
+    best = state["best_model_checkpoint"]
+    result = folder / Path(best).name if options["load_best_model_at_end"] and best else checkpoint
+    partial = folder / "unfinished"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for path in [*result.glob("adapter_*"), *result.glob(PROJECTOR_FOLDER), checkpoint / "trainer_state.json"]:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+    put_in_place(partial, folder)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Move a finished stage's files up beside its checkpoints, those that `is_finished` looks for last."""
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in (ADAPTER_WEIGHTS, PROJECTOR_FOLDER)):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    partial.rmdir()
 
 
 def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:

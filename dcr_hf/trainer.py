@@ -1,8 +1,7 @@
-"""DCRTrainer: Hugging Face's Trainer with DCR's loss, what is worth knowing beside it, and small checkpoints."""
+"""DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -11,11 +10,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
 from dcr_hf.augment import PositiveView
+from dcr_hf.checkpoints import mark_whole, rotate, writing
 from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.interruption import StopOnSignal
 from dcr_hf.objectives import OBJECTIVES, Diffused, Negatives
+from dcr_hf.steplog import StepLog, gather_objects
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,10 +34,13 @@ class DCRTrainer(Trainer):
             checkpoints, DDP and ZeRO do not see it.
         train_dataset: a `TrainingImages`, already this rank's share, or any data set of {"image": (3, H, W) uint8,
             "key": str, "skipped": []}.
+        facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.resume_facts`.
         kwargs: passed on to `transformers.Trainer`.
     """
 
-    def __init__(self, model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, **kwargs):
+    def __init__(
+        self, model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, facts: dict | None = None, **kwargs
+    ):
         super().__init__(model=model, args=args, data_collator=collate, **kwargs)
         # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
         self.model_accepts_loss_kwargs = False
@@ -49,15 +54,16 @@ class DCRTrainer(Trainer):
             flips=args.view_flips,
             normalized_by=model.encoder if args.view_space == "normalized" else None,
         )
-        self._metrics: list[dict[str, Tensor]] = []
-        self._skipped: Counter[str] = Counter()
-        self._images = 0
-        self._waited = 0.0
-        self._window_start: tuple[float, int, int, float] | None = None
-        self._first_bad_step = torch.full((), -1, device=args.device)
+        self.facts = facts or {}
+        self.step_log = StepLog(args.world_size, args.device)
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+        self._positions: dict[int, dict] = {}
+        self._batches = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """One step of DCR: images and views -> conditions; latents, noise -> predictions -> noise-space InfoNCE."""
+        self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
         views = self.view(images)
         conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
@@ -65,33 +71,42 @@ class DCRTrainer(Trainer):
         loss, metrics = OBJECTIVES[self.args.objective](
             self.denoiser, diffused, conditions, view_conditions, self.args.temperature, self.negatives
         )
-        self._record(loss, metrics, inputs)
+        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
+        self._batches += 1
+        if inputs["position"] is not None:
+            lane, self._positions[lane] = inputs["position"]
         return (loss, {"conditions": conditions}) if return_outputs else loss
 
     def train(self, *args, **kwargs):
         # Trainer seeds every rank alike: noise, timesteps, views and dropout must differ between ranks.
         set_seed(self.args.seed + self.args.process_index)
-        return super().train(*args, **kwargs)
+        if isinstance(self.train_dataset, TrainingImages):
+            self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
+            if self.args.process_index == 0:
+                self.step_log.skipped.update(self.train_dataset.state.skipped)
+        with self.stop_on_signal.listening():
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """`TrainingImages` is this rank's own stream; prepared by accelerate it would be divided a second time."""
         if not isinstance(self.train_dataset, TrainingImages):
             return super().get_train_dataloader()
-        workers = self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.data_collator,
-            num_workers=workers,
+            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
             drop_last=True,
+            # A loader without its own draws from the global generator, whose state a checkpoint brings back.
+            generator=torch.Generator().manual_seed(self.args.seed),
         )
 
     def get_batch_samples(self, *args, **kwargs):
         start = time.perf_counter()
         samples = super().get_batch_samples(*args, **kwargs)
-        self._waited += time.perf_counter() - start
+        self.step_log.waited += time.perf_counter() - start
         return samples
 
     def _prepare_input(self, data):
@@ -100,62 +115,14 @@ class DCRTrainer(Trainer):
             data = data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
-    # Metrics stay on the device until they are logged: reading one would make the host wait for the step.
-
-    def _record(self, loss: Tensor, metrics: dict[str, Tensor], inputs: dict) -> None:
-        self._metrics.append(metrics)
-        self._skipped.update(reason for reason, _ in inputs["skipped"])
-        self._images += len(inputs["images"])
-        bad_now = ~loss.detach().isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(bad_now, self.state.global_step + 1, self._first_bad_step)
-        if self._window_start is None:
-            self._start_window()
-
-    def _start_window(self) -> None:
-        self._window_start = (time.perf_counter(), self._images, self.denoiser.evaluations, self._waited)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to a training step's line the averages over the logging window and over all ranks."""
-        if "loss" in logs and self._metrics:
+        """Add to a training step's line what `StepLog` kept."""
+        # Of an endless stream Trainer would count epochs from where it was started last.
+        self.state.epoch = self.state.global_step / self.state.max_steps
+        if "loss" in logs:
             self.stop_if_not_finite()
-            logs |= self._window_means() | self._window_rates()
-            logs |= self._skipped_counts()
-            self._metrics.clear()
-            self._start_window()
+            logs |= self.step_log.line(self.denoiser.evaluations)
         super().log(logs, start_time)
-
-    def _window_means(self) -> dict[str, float]:
-        names = list(self._metrics[0])
-        means = torch.stack([torch.stack([step[name] for name in names]) for step in self._metrics]).mean(dim=0)
-        means = self.accelerator.reduce(means, reduction="mean").tolist()
-        return dict(zip(names, means, strict=True))
-
-    def _window_rates(self) -> dict[str, float]:
-        start, images, evaluations, waited = self._window_start
-        seconds = time.perf_counter() - start
-        world = self.args.world_size
-        return {
-            "images_per_second": round((self._images - images) * world / seconds, 3),
-            "unet_evaluations_per_second": round((self.denoiser.evaluations - evaluations) * world / seconds, 3),
-            # The host waits for data while the device may still be busy: an upper bound of the device's own wait.
-            "data_wait_share": round((self._waited - waited) / seconds, 4),
-        }
-
-    def _skipped_counts(self) -> dict[str, float]:
-        """Images left out since the start, of all ranks, by reason."""
-        every_rank = Counter()
-        for counts in self._gather_objects(dict(self._skipped)):
-            every_rank.update(counts)
-        return {"skipped_images": every_rank.total()} | {
-            f"skipped/{reason.replace(' ', '_')}": count for reason, count in sorted(every_rank.items())
-        }
-
-    def _gather_objects(self, value) -> list:
-        if self.args.world_size == 1:
-            return [value]
-        gathered = [None] * self.args.world_size
-        torch.distributed.all_gather_object(gathered, value)
-        return gathered
 
     def stop_if_not_finite(self) -> None:
         """Raise on every rank if the loss of any rank was not finite at any step since the start.
@@ -163,18 +130,46 @@ class DCRTrainer(Trainer):
         Raises:
             NonFiniteLossError: names the step and where the last checkpoint is.
         """
-        steps = [step for step in self._gather_objects(int(self._first_bad_step)) if step >= 0]
-        if steps:
+        step = self.step_log.first_bad_step()
+        if step is not None:
             raise NonFiniteLossError(
-                f"the loss was not finite at step {min(steps)}. Nothing was saved since; the last checkpoint, if "
-                f"there is one, is in {self.args.output_dir}. Try a lower learning rate, or --denoiser_dtype float32."
+                f"the loss was not finite at step {step}. Nothing was saved since; the last checkpoint, if there is "
+                f"one, is in {self.args.output_dir}. Try a lower learning rate, or --denoiser_dtype float32."
             )
 
     # Checkpoints hold what is trained: the projector or the adapter, never the base encoder or the denoiser.
 
     def _save_checkpoint(self, model, trial):
+        """Whole or not there: what Trainer writes, the data's position, at last the mark; old ones go after that."""
         self.stop_if_not_finite()
-        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer rotates too early
+        try:
+            with writing(checkpoint, self._checkpoint_bytes()):
+                super()._save_checkpoint(model, trial)
+                self._save_stream_state(checkpoint)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    mark_whole(checkpoint, self.facts)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate(folder, limit, self.state.best_model_checkpoint)
+
+    def _checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes: the weights, AdamW's two moments of them, and small change."""
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        return 3 * trained + 2**20
+
+    def _save_stream_state(self, checkpoint: Path) -> None:
+        if not isinstance(self.train_dataset, TrainingImages):
+            return
+        state = self.train_dataset.state.advanced(
+            gather_objects(self._positions, self.args.world_size), self._batches, self.step_log.skipped_by_all()
+        )
+        if self.args.should_save:
+            state.write(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:

@@ -232,3 +232,7 @@ def shards_folder(tmp_path_factory) -> Path:
         }[shard]
         write_shard(folder / f"{shard:05d}.tar", samples)
     return folder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--crashes", type=int, default=10, help="how often the crash test kills a run")

@@ -4,13 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import fsspec
 import pytest
 import torch
 from conftest import encoded, photographs, write_shard
 from torch.utils.data import DataLoader
 
-from dcr_hf.data import TrainingImages, collate, describe_skipped
-from dcr_hf.sources import TableSource, expand_braces, find_source
+from dcr_hf.data import StreamState, TrainingImages, collate, describe_skipped
+from dcr_hf.sources import FileSource, TableSource, expand_braces, find_source, table_rows
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +36,44 @@ def keys(items):
     return [item["key"] for item in items]
 
 
-def epoch_keys(source, epoch, rank, world_size, workers):
-    """One epoch's keys of one rank, read by a DataLoader with that many workers."""
-    rows = find_source(str(source)).epoch(7, epoch, rank, world_size, world_size * max(1, workers))
-    return [row["key"] for row in DataLoader(rows, batch_size=None, num_workers=workers)]
+def loader(images):
+    workers = 0 if images.workers == 1 else images.workers
+    return DataLoader(images, batch_size=images.batch_size, collate_fn=collate, num_workers=workers)
+
+
+def first_epoch(source, world_size, workers, batch_size=1, **options):
+    """The keys that each rank reads in epoch 0, by a DataLoader with that many workers."""
+    keys_of_ranks = []
+    for rank in range(world_size):
+        images = stream(
+            source, batch_size, rank=rank, world_size=world_size, num_workers=workers, shuffle_buffer=16, **options
+        )
+        own_lanes = range(images.state.lanes // world_size)
+        read, finished = [], set()
+        for batch in loader(images):
+            lane, position = batch["position"]
+            if position["epoch"] == 0:
+                read += batch["keys"]
+            else:
+                finished.add(lane)
+            if len(finished) == len(own_lanes):
+                break
+        keys_of_ranks.append(read)
+    return keys_of_ranks
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_ranks_and_workers_read_disjoint_images_that_are_all_there_are(clean_shards, world_size, workers):
-    every_rank = [epoch_keys(clean_shards, 0, rank, world_size, workers) for rank in range(world_size)]
+    every_rank = first_epoch(clean_shards, world_size, workers)  # three shards: often fewer than readers
     assert all(every_rank)
     counts = Counter(itertools.chain(*every_rank))
     assert len(counts) == 60 and set(counts.values()) == {1}
 
 
 def test_shards_are_dealt_in_another_order_each_epoch(clean_shards):
-    orders = {tuple(epoch_keys(clean_shards, epoch, 0, 1, 0)) for epoch in range(8)}
+    source = find_source(str(clean_shards))
+    orders = {tuple(row["key"] for row in source.epoch(7, epoch, 0, 1)) for epoch in range(8)}
     assert len(orders) > 2
     assert len({frozenset(order) for order in orders}) == 1
 
@@ -74,7 +96,7 @@ def test_blocks_are_shuffled_and_crops_differ_between_epochs(clean_shards):
 
 
 def test_a_batch_never_mixes_epochs_and_the_rest_is_dropped(clean_shards):
-    items = list(itertools.islice(stream(clean_shards, batch_size=8), 7 * 8 * 3))
+    items = list(itertools.islice(stream(clean_shards, batch_size=8), 7 * 8 * 3))  # one lane
     for epoch in range(3):
         assert len(set(keys(items[epoch * 56 : (epoch + 1) * 56]))) == 56  # 60 images fill 7 batches of 8
     dropped = [set(keys(items)) - set(keys(items[epoch * 56 : (epoch + 1) * 56])) for epoch in range(3)]
@@ -82,8 +104,7 @@ def test_a_batch_never_mixes_epochs_and_the_rest_is_dropped(clean_shards):
 
 
 def test_batches_are_images_in_the_unit_interval(clean_shards):
-    loader = DataLoader(stream(clean_shards, batch_size=4), batch_size=4, collate_fn=collate)
-    batch = next(iter(loader))
+    batch = next(iter(loader(stream(clean_shards, batch_size=4))))
     assert batch["images"].shape == (4, 3, 32, 32) and batch["images"].dtype == torch.float32
     assert 0 <= batch["images"].min() < 0.3 < 0.7 < batch["images"].max() <= 1
     assert len(set(batch["keys"])) == 4 and batch["skipped"] == []
@@ -127,16 +148,16 @@ def test_data_with_no_usable_image_ends_at_once(tmp_path):
 
 
 def test_a_share_smaller_than_a_batch_is_an_error_that_says_what_to_do(clean_shards):
-    with pytest.raises(ValueError, match=r"rank 1 .* 20 usable images .*2 ranks with 1 readers.*lower"):
+    with pytest.raises(ValueError, match=r"lane . of 2\) has 20 usable images .*There are 2 readers .*lower"):
         for rank in (0, 1):
             next(iter(stream(clean_shards, batch_size=32, rank=rank, world_size=2)))
 
 
 def test_an_error_in_a_worker_reaches_the_training_process(tmp_path):
     write_shard(tmp_path / "00000.tar", {f"00000{i:04d}": b"" for i in range(5)})
-    loader = DataLoader(stream(tmp_path, num_workers=1), batch_size=2, collate_fn=collate, num_workers=1)
+    images = stream(tmp_path, num_workers=2)
     with pytest.raises(ValueError, match="0 usable images"):
-        next(iter(loader))
+        next(iter(loader(images)))
 
 
 def test_a_tar_that_ends_in_the_middle_gives_its_whole_samples(clean_shards, tmp_path):
@@ -145,14 +166,14 @@ def test_a_tar_that_ends_in_the_middle_gives_its_whole_samples(clean_shards, tmp
     items = list(itertools.islice(stream(tmp_path), 8))
     [(reason, key)] = {entry for item in items for entry in item["skipped"]} or [(None, None)]
     assert reason == "shard ends in the middle" and key.endswith("00000.tar")
-    rows = list(find_source(str(tmp_path)).epoch(0, 0, 0, 1, 1))
+    rows = list(find_source(str(tmp_path)).epoch(0, 0, 0, 1))
     assert 5 < sum(row["error"] is None for row in rows) < 15
 
 
 def test_a_shard_that_is_no_tar_is_refused_at_the_start(tmp_path, photos):
     write_shard(tmp_path / "00000.tar", {"000000000": photos[0]})
     (tmp_path / "00001.tar").write_bytes(b"<html>quota exceeded</html>" * 50)
-    with pytest.raises(ValueError, match=r"00001\.tar is no tar file"):
+    with pytest.raises(ValueError, match=r"00001\.tar is no \(uncompressed\) tar file"):
         find_source(str(tmp_path))
 
 
@@ -170,7 +191,7 @@ def test_an_image_folder(tmp_path, photos):
     (tmp_path / "readme.txt").write_text("not an image")
     source = find_source(str(tmp_path))
     assert source.images == 60
-    ranks = [keys_of_epoch for rank in (0, 1) for keys_of_epoch in [epoch_keys(tmp_path, 0, rank, 2, 0)]]
+    ranks = first_epoch(tmp_path, world_size=2, workers=0)
     assert sorted(Path(key).stem for key in itertools.chain(*ranks)) == sorted(str(index) for index in range(60))
 
 
@@ -178,12 +199,104 @@ def test_a_table_with_an_image_column(photos):
     rows = [{"image": {"bytes": content, "path": None}} for content in photos[:12]]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(num_shards=4)
-    from dcr_hf.sources import table_rows
-
     source = TableSource(table_rows(table, "image"), 12)
-    every = [row["image"] for rank in (0, 1) for row in source.epoch(0, 0, rank, 2, 2)]
+    every = [row["image"] for lane in (0, 1) for row in source.epoch(0, 0, lane, 2)]
     assert sorted(every) == sorted(photos[:12])
     assert next(iter(TrainingImages(source, 32, 2)))["image"].shape == (3, 32, 32)
+
+
+class Unread:
+    """A file that fails the test when something before `start` is read."""
+
+    def __init__(self, file, start):
+        self.file, self.start = file, start
+
+    def seek(self, *args):
+        return self.file.seek(*args)
+
+    def read(self, *args):
+        assert self.file.tell() >= self.start
+        return self.file.read(*args)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.file.close()
+
+
+@pytest.mark.parametrize("stop", [1, 7, 13, 28, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_where_it_stopped(broken_shards, clean_shards, workers, stop, tmp_path):
+    """Bit by bit, by DataLoader, from a state that went through a file; with bad images and several epochs."""
+    for shard in (*clean_shards.glob("*.tar"), broken_shards / "00000.tar"):
+        (tmp_path / f"{shard.parent.name}-{shard.name}").symlink_to(shard)
+    options = {"num_workers": workers, "shuffle_buffer": 12, "max_bad_fraction": 0.9}
+    whole = list(itertools.islice(loader(stream(tmp_path, 3, **options)), 80))
+
+    images = stream(tmp_path, 3, **options)
+    state = images.state
+    for batch in itertools.islice(loader(images), stop):
+        lane, position = batch["position"]
+        state.positions[lane] = position
+        state.batches += 1
+    state.write(tmp_path)
+    resumed = stream(tmp_path, 3, state=StreamState.read(tmp_path), **options)
+    for expected, found in zip(whole[stop:], loader(resumed), strict=False):
+        assert found["keys"] == expected["keys"]
+        assert found["skipped"] == expected["skipped"]
+        assert torch.equal(found["images"], expected["images"])
+
+
+def test_going_on_does_not_read_what_was_consumed(clean_shards, monkeypatch):
+    source = FileSource((str(clean_shards / "00000.tar"),), 20)
+    rows = list(source.epoch(0, 0, 0, 1))
+    token = source.token(None, {name: [row[name] for row in rows[:15]] for name in ("piece", "offset", "count")})
+    opened = fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: Unread(opened(url, mode).open(), token["offset"]))
+    assert token["offset"] > 15 * 1024
+    assert list(source.epoch(0, 0, 0, 1, token)) == rows[15:]
+
+
+@pytest.mark.parametrize("readers", [(1, 0), (2, 0), (3, 2), (1, 4)])
+def test_with_another_number_of_readers_no_image_comes_twice_in_an_epoch(tmp_path, photos, readers):
+    for shard in range(6):
+        write_shard(tmp_path / f"{shard}.tar", {f"{shard}{i:04d}": photos[i] for i in range(20)})
+    first = stream(tmp_path, 1, world_size=2, shuffle_buffer=30)
+    second = stream(tmp_path, 1, rank=1, world_size=2, shuffle_buffer=30)
+    state = first.state
+    read = []
+    for images in (first, second):
+        for batch in itertools.islice(loader(images), 20):
+            lane, state.positions[lane] = batch["position"]
+            read += batch["keys"]
+    world_size, workers = readers
+    state.write(tmp_path)
+    for rank in range(world_size):
+        images = stream(
+            tmp_path, 1, rank=rank, world_size=world_size, num_workers=workers, state=StreamState.read(tmp_path)
+        )
+        for batch in itertools.islice(loader(images), 200):
+            if batch["position"][1]["epoch"] == 0:
+                read += batch["keys"]
+    assert len(read) == len(set(read)) == 120
+
+
+def test_more_readers_than_lanes_are_refused(clean_shards):
+    state = stream(clean_shards, batch_size=8).state
+    with pytest.raises(ValueError, match=r"dealt into 1 lanes .* which 6 readers"):
+        stream(clean_shards, batch_size=8, world_size=3, num_workers=2, state=state)
+
+
+def test_much_data_is_dealt_into_many_lanes_little_into_few(clean_shards):
+    def lanes(images, readers, batch=16):
+        state = StreamState.begin(FileSource(("a",), images), batch, readers, 2000)
+        assert state.lanes % readers == 0 and state.block * state.lanes <= max(2000 * readers, batch * state.lanes)
+        return state.lanes
+
+    assert lanes(3_000_000, 1) == 64 and lanes(3_000_000, 32) == 64 and lanes(3_000_000, 256) == 256
+    assert lanes(None, 4) == 64
+    assert lanes(1_000, 1) == 7 and lanes(100, 4) == 4
 
 
 def test_names_of_shards(clean_shards):

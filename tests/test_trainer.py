@@ -147,9 +147,11 @@ def test_logged_metrics_are_means_over_the_window(encoder, denoiser, tmp_path):
     seen = []
 
     class Recording(DCRTrainer):
-        def _record(self, loss, metrics, inputs):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            metrics = self.step_log._metrics[-1]
             seen.append({"loss": loss.item()} | {name: value.item() for name, value in metrics.items()})
-            super()._record(loss, metrics, inputs)
+            return loss
 
     args = config(tmp_path, max_steps=3, logging_steps=3, gradient_accumulation_steps=2)
     trainer = Recording(stage("stage1", encoder, None), args, denoiser, train_dataset=photo_items(8))
@@ -289,6 +291,6 @@ def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser
     model = stage("stage1", encoder, None)
     trainer = DCRTrainer(model, config(tmp_path), denoiser, train_dataset=photo_items(8))
     images = torch.stack([item["image"] for item in photo_items(4)]) / 255
-    loss = trainer.compute_loss(Wrapper(model), {"images": images, "skipped": []})
+    loss = trainer.compute_loss(Wrapper(model), {"images": images, "skipped": [], "position": None})
     assert calls == [(8, 3, 32, 32)]  # images and views in one pass
     assert not loss.requires_grad

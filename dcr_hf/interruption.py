@@ -1,0 +1,90 @@
+"""SIGTERM and SIGINT: finish the step, write a checkpoint, end with a code that says "not finished"."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from transformers import TrainerCallback
+
+# sysexits.h calls it EX_TEMPFAIL: the same command, run again, goes on.
+NOT_FINISHED = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """Training stopped for a signal, after a checkpoint."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Asks the Trainer for a checkpoint and an end after the step in which a signal came.
+
+    Ranks may get the signal in different steps, and all must stop after the same one: at the end of every step each
+    tells whether it was signalled, and reads at the end of the next what any rank told. The exchange runs beside the
+    step, on the CPU.
+
+    Attributes:
+        stopped: whether training ended for a signal.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self._received: int | None = None
+        self._group = None
+        self._told: tuple[torch.Tensor, torch.distributed.Work] | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside, where Python allows it: in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._told is not None:
+            self._told[1].wait()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._any_rank_was_signalled():
+            self.stopped = state.global_step < state.max_steps
+            control.should_save = control.should_training_stop = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:  # the second one: at once, as if nobody had listened
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._received = number
+        name = signal.Signals(number).name
+        print(f"{name}: ending after this step, with a checkpoint; once more to stop at once.", file=sys.stderr)
+
+    def _any_rank_was_signalled(self) -> bool:
+        if self._group is None:
+            return self._received is not None
+        before, self._told = self._told, None
+        signalled = False
+        if before is not None:
+            flag, exchange = before
+            exchange.wait()
+            signalled = bool(flag.item())
+        if not signalled:
+            flag = torch.tensor([float(self._received is not None)])
+            exchange = torch.distributed.all_reduce(
+                flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
+            )
+            self._told = (flag, exchange)
+        return signalled

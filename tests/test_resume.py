@@ -1,0 +1,369 @@
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dcr_hf import Recipe, run
+from dcr_hf.checkpoints import MARK, ResumeError, check_resume, remove_torn, rotate, whole_checkpoints, writing
+from dcr_hf.data import StreamState
+from dcr_hf.trainer import DCRTrainer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def options(clip_folder, sd_folder, shards_folder, tmp_path):
+    return {
+        "--encoder": clip_folder,
+        "--denoiser": sd_folder,
+        "--train_data": shards_folder,
+        "--output_dir": tmp_path / "out",
+        "--stage1_max_steps": 4,
+        "--stage2_max_steps": 6,
+        "--stage2_learning_rate": 1e-3,
+        "--per_device_train_batch_size": 3,
+        "--gradient_accumulation_steps": 2,
+        "--logging_steps": 1,
+        "--save_steps": 1,
+        "--dataloader_num_workers": 0,
+        "--max_bad_fraction": 0.2,
+        "--shuffle_buffer": 12,
+    }
+
+
+def words(options):
+    return [str(word) for pair in options.items() for word in pair]
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    def call(options, *more):
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *words(options), *more])
+        try:
+            run.main(Recipe(encoder="from/options"))
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def results(output):
+    """Every weight that a run left as its result."""
+    files = [output / "stage1" / "projector" / "model.safetensors", output / "stage2" / "adapter_model.safetensors"]
+    files += sorted(output.glob("*-dcr*/model.safetensors"))
+    assert len(files) == 4
+    return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(output, expected):
+    found = results(output)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    for stage, steps in (("stage1", 4), ("stage2", 6)):
+        history = json.loads((output / stage / "trainer_state.json").read_text())["log_history"]
+        assert [line["step"] for line in history if "loss" in line] == list(range(1, steps + 1))
+        assert [line["epoch"] for line in history if "loss" in line] == [step / steps for step in range(1, steps + 1)]
+
+
+@pytest.fixture
+def uninterrupted(options, run_here, tmp_path):
+    assert run_here(options | {"--output_dir": tmp_path / "whole"})[0] == 0
+    return results(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def at_step(monkeypatch, stage, step, action):
+    """Do something in the middle of a step."""
+    original = DCRTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if Path(self.args.output_dir).name == stage and self.state.global_step == step - 1:
+            action()
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DCRTrainer, "compute_loss", compute_loss)
+        yield
+
+
+class Crash(BaseException):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+def test_sigkill_at_random_moments_changes_nothing(options, tmp_path, request):
+    """In either stage, while a checkpoint or the export is written. --crashes N kills more often."""
+    seed = random.SystemRandom().randrange(10**6)
+    kills = request.config.getoption("--crashes")
+    print(f"seed {seed}")
+
+    def worker(output, kills):
+        command = [sys.executable, str(HERE / "crash_worker.py"), str(seed), str(kills), "2.5"]
+        command += words(options | {"--output_dir": output, "--dataloader_num_workers": 1})
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        outcome = json.loads(done.stdout.splitlines()[-1])
+        assert outcome["code"] == 0, done.stderr
+        return outcome["killed_at"]
+
+    worker(tmp_path / "whole", 0)
+    expected, killed = results(tmp_path / "whole"), 0
+    for attempt in range(kills):
+        killed += len(worker(tmp_path / f"crashed{attempt}", kills - killed))
+        assert_same(tmp_path / f"crashed{attempt}", expected)
+        if killed >= kills:
+            break
+    assert killed >= kills
+
+
+def test_two_processes_killed_and_resumed_end_alike(options, tmp_path):
+    def launch(output, *more, env=None):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        command += [str(HERE.parent / "recipes" / "openai_vitl.py"), *words(options | {"--output_dir": output}), *more]
+        return subprocess.Popen(
+            [*command, "--use_cpu"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    whole = launch(tmp_path / "whole")
+    _, error = whole.communicate()
+    assert whole.returncode == 0, error
+
+    crashed = launch(tmp_path / "crashed")
+    while crashed.poll() is None and not (tmp_path / "crashed" / "stage2" / "checkpoint-2" / MARK).exists():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            crashed.wait(0.01)
+    assert crashed.poll() is None, crashed.communicate()[1]
+    for process in [*psutil.Process(crashed.pid).children(recursive=True), crashed]:
+        process.kill()
+    crashed.communicate()
+    assert not (tmp_path / "crashed" / "stage2" / "adapter_model.safetensors").exists()
+
+    resumed = launch(tmp_path / "crashed")
+    _, error = resumed.communicate()
+    assert resumed.returncode == 0, error
+    assert_same(tmp_path / "crashed", results(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_torn_newest_checkpoint_is_not_taken(options, run_here, uninterrupted, monkeypatch, stage):
+    folder = options["--output_dir"] / stage
+    with at_step(monkeypatch, stage, 4, crash), pytest.raises(Crash):
+        run_here(options)
+    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    (folder / "checkpoint-3" / MARK).unlink()
+    (folder / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
+    assert run_here(options)[0] == 0
+    assert_same(options["--output_dir"], uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_with_a_checkpoint_and_code_75(options, run_here, uninterrupted, monkeypatch, number):
+    options |= {"--save_steps": 100}
+    before = signal.getsignal(number)
+    with at_step(monkeypatch, "stage2", 3, lambda: os.kill(os.getpid(), number)):
+        code, error = run_here(options)
+    assert code == 75
+    assert "stopped by a signal at step 3 of 6" in error and "same command again" in error
+    assert [path.name for path in whole_checkpoints(options["--output_dir"] / "stage2")] == ["checkpoint-3"]
+    assert not (options["--output_dir"] / "clip-tiny-dcr").exists()
+    assert signal.getsignal(number) is before
+    assert run_here(options)[0] == 0
+    assert_same(options["--output_dir"], uninterrupted)
+
+
+def test_a_second_signal_stops_at_once(options):
+    program = (
+        "import os, signal, sys; from dcr_hf import Recipe, run; from dcr_hf.trainer import DCRTrainer\n"
+        "def twice(*args, **kwargs):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')\n"
+        "DCRTrainer.compute_loss = twice\n"
+        "run.main(Recipe(encoder='from/options'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words(options)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert "once more to stop at once" in done.stderr and "still here" not in done.stdout
+
+
+def test_dying_between_the_last_checkpoint_and_the_result(options, run_here, uninterrupted, monkeypatch):
+    from dcr_hf import stages
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(stages, "put_in_place", lambda *args: crash())
+        run_here(options)
+    assert (options["--output_dir"] / "stage1" / "checkpoint-4" / MARK).is_file()
+    assert run_here(options)[0] == 0
+    assert_same(options["--output_dir"], uninterrupted)
+
+
+def test_dying_during_the_export(options, run_here, uninterrupted, monkeypatch):
+    from dcr_hf import export
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(export, "write_card", lambda *args: crash())
+        run_here(options)
+    trained = (options["--output_dir"] / "stage2" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert run_here(options)[0] == 0
+    assert_same(options["--output_dir"], uninterrupted)
+    assert (options["--output_dir"] / "stage2" / "adapter_model.safetensors").stat().st_mtime_ns == trained
+
+
+def interrupted_run(options, run_here, monkeypatch):
+    with at_step(monkeypatch, "stage2", 3, crash), pytest.raises(Crash):
+        run_here(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"--temperature": 0.2}, "temperature: 0.1 -> 0.2"),
+        ({"--per_device_train_batch_size": 4}, "per_device_train_batch_size: 3 -> 4"),
+        ({"--seed": 7}, "seed: 42 -> 7"),
+        ({"--stage2_learning_rate": 0.5}, "learning_rate: 0.001 -> 0.5"),
+        ({"--denoiser": "v"}, "denoiser: "),
+        ({"--dataloader_num_workers": 2}, "dataloader_num_workers: 0 -> 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_going_on_with_other_options_is_refused(options, run_here, monkeypatch, sd_v_folder, changes, difference):
+    interrupted_run(options, run_here, monkeypatch)
+    changes = {name: sd_v_folder if value == "v" else value for name, value in changes.items()}
+    code, error = run_here(options | changes)
+    assert code == 2 and difference in error and "--resume_anyway" in error
+    code, error = run_here(options | changes, "--resume_anyway")
+    assert code == 0, error
+    assert difference in error and "no longer exact" in error
+
+
+def test_more_steps_and_other_logging_are_no_other_options(options, run_here, monkeypatch):
+    interrupted_run(options, run_here, monkeypatch)
+    code, error = run_here(options | {"--stage2_max_steps": 7, "--logging_steps": 3, "--save_steps": 2})
+    assert code == 0, error
+
+
+def test_going_on_with_another_world_size_reads_no_image_twice(options, run_here, monkeypatch):
+    """From one process to three readers: what the first epoch still had is read, and only that."""
+    interrupted_run(options, run_here, monkeypatch)
+    state = StreamState.read(whole_checkpoints(options["--output_dir"] / "stage2")[-1])
+    assert state.batches == 4 and sum(position["used"] for position in state.positions.values()) >= 12
+    code, error = run_here(options | {"--dataloader_num_workers": state.lanes + 1}, "--resume_anyway")
+    assert code == 2 and "Lower --dataloader_num_workers" in error
+
+
+def keep(folder, *steps):
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / MARK).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [(2, None, [3, 10]), (1, None, [10]), (1, "checkpoint-2", [2, 10]), (None, None, [1, 2, 3, 10])],
+)
+def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
+    keep(tmp_path, 1, 2, 3, 10)
+    rotate(tmp_path, limit, best and str(tmp_path / best))
+    assert [path.name for path in whole_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+
+
+def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monkeypatch):
+    """The new checkpoint is whole before the old one goes: dying between leaves two."""
+    from dcr_hf import trainer
+
+    options |= {"--save_total_limit": 1}
+    folder = options["--output_dir"] / "stage1"
+    marked = Counter()
+    mark_whole = trainer.mark_whole
+
+    def die_before_the_second_mark(checkpoint, facts):
+        marked[checkpoint.parent.name] += 1
+        if marked["stage1"] == 2:
+            raise Crash
+        mark_whole(checkpoint, facts)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(trainer, "mark_whole", die_before_the_second_mark)
+        run_here(options)
+    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-1"]
+    assert run_here(options)[0] == 0
+    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-4"]
+    assert_same(options["--output_dir"], uninterrupted)
+
+
+def test_torn_checkpoints_are_removed_and_nothing_else(tmp_path):
+    keep(tmp_path, 1, 2)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "runs").mkdir()
+    remove_torn(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2", "runs"}
+
+
+def test_facts_that_differ_are_listed(tmp_path):
+    (tmp_path / MARK).write_text(json.dumps({"seed": 1, "temperature": 0.1}))
+    assert check_resume(tmp_path, {"seed": 1, "temperature": 0.1}, anyway=False) == []
+    with pytest.raises(ResumeError, match=r"seed: 1 -> 2; temperature: 0\.1 -> 0\.2"):
+        check_resume(tmp_path, {"seed": 2, "temperature": 0.2}, anyway=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("seen", ["beforehand", "while writing"])
+def test_a_full_disk_keeps_what_was_saved(options, run_here, uninterrupted, monkeypatch, small_disk, seen):
+    from dcr_hf import checkpoints
+
+    options |= {"--output_dir": small_disk / "out", "--report_to": "none"}
+    filler = small_disk / "filler"
+
+    def fill():
+        with filler.open("ab") as file:
+            file.write(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+
+    with at_step(monkeypatch, "stage2", 3, fill), monkeypatch.context() as patch:
+        if seen == "while writing":
+            patch.setattr(checkpoints.shutil, "disk_usage", lambda place: SimpleNamespace(free=10**12))
+        code, error = run_here(options)
+    assert code == 2 and f"could not write {small_disk}/out/stage2/checkpoint-3" in error
+    assert ("are missing" in error) == (seen == "beforehand")
+    assert [path.name for path in whole_checkpoints(small_disk / "out" / "stage2")] == ["checkpoint-1", "checkpoint-2"]
+    filler.unlink()
+    assert run_here(options)[0] == 0
+    assert_same(small_disk / "out", uninterrupted)
+
+
+def test_an_error_that_is_not_about_writing_stays_itself(tmp_path):
+    with pytest.raises(KeyError), writing(tmp_path / "checkpoint-1", 10):
+        raise KeyError("a mistake")
