@@ -38,13 +38,13 @@ def matmul_rate(device: torch.device) -> float:
     cuda = device.type == "cuda"
     side, dtype = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
     a = torch.randn(side, side, device=device, dtype=dtype)
-    best = 0.0
+    best, clock = 0.0, time.perf_counter if cuda else time.process_time
     for _ in range(10):
-        start = time.perf_counter()
+        start = clock()
         a @ a
         if cuda:
             torch.cuda.synchronize()
-        best = max(best, 2 * side**3 / (time.perf_counter() - start) / 1e12)
+        best = max(best, 2 * side**3 / (clock() - start) / 1e12)
     return best
 
 

@@ -13,7 +13,8 @@ from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.images import decode_image
 from dcr_hf.objectives import Diffused, Negatives, dcr
-from dcr_hf.stages import projector_stage
+from dcr_hf.planner import LiveBytes
+from dcr_hf.stages import encoder_stage, projector_stage
 
 # What makes the host wait for a device: reading a number, and shapes that depend on values.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal"}
@@ -80,3 +81,20 @@ def test_other_formats_are_decoded_whole():
     buffer = io.BytesIO()
     photographs(1, side=400)[0].save(buffer, "PNG")
     assert decode_image(buffer.getvalue(), enough=50).size == (400, 400)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_gradient_checkpointing_works_without_the_text_side(encoder_folders, family, tmp_path):
+    args = DCRConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, lora_dropout=0.0)
+    encoder = ImageEncoder.from_pretrained(str(encoder_folders[family]))
+    model = encoder_stage(encoder, projector_stage(encoder, CONDITION_WIDTH, seed=0).projector, args).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    images, gradients, peaks = torch.rand(4, 3, 32, 32), [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with LiveBytes() as live:
+            gradients.append(torch.autograd.grad(model(images).square().sum(), trained))
+        peaks.append(live.peak)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert peaks[1] < 0.9 * peaks[0]
