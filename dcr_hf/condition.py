@@ -5,12 +5,11 @@ from pathlib import Path
 
 from huggingface_hub import PyTorchModelHubMixin
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dcr_hf.encoder import ImageEncoder
+from dcr_hf.encoder import ADAPTER_WEIGHTS, VISION_WEIGHTS, ImageEncoder
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROJECTOR_FOLDER = "projector"
 PROJECTOR_WEIGHTS = "model.safetensors"
 
@@ -40,6 +39,7 @@ class ConditionModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self._no_split_modules = [encoder.family.layer]  # FSDP's unit, under the name that accelerate looks for
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> c (B, C)."""
@@ -47,7 +47,7 @@ class ConditionModel(nn.Module):
 
     @property
     def trains_encoder(self) -> bool:
-        return isinstance(self.encoder.model, PeftModel)
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     @property
     def trains_projector(self) -> bool:
@@ -65,7 +65,7 @@ class ConditionModel(nn.Module):
         self.encoder.model.vision_model.gradient_checkpointing_enable(**kwargs)
 
     def save_trained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what is trained and nothing else: `projector/`, or peft's adapter files.
+        """Write what is trained and nothing else: `projector/`; peft's adapter files, or the vision side's weights.
 
         Args:
             folder: made if it does not exist.
@@ -76,15 +76,26 @@ class ConditionModel(nn.Module):
             gathered = Projector(self.projector.embedding_width, self.projector.condition_width)
             gathered.load_state_dict(_below("projector.", state_dict))
             gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
-        if self.trains_encoder:
+        if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
             self.encoder.model.save_pretrained(folder, state_dict=_below("encoder.model.", state_dict))
+        elif self.trains_encoder:
+            trained = {name for name, parameter in self.encoder.model.named_parameters() if parameter.requires_grad}
+            weights = _below("encoder.model.", state_dict)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: weights[name].contiguous() for name in sorted(trained)},
+                Path(folder) / VISION_WEIGHTS,
+                metadata={"format": "pt", "base_model_name_or_path": self.encoder.model.name_or_path},
+            )
 
     def load_trained(self, folder: str | Path) -> None:
         """Read back what `save_trained` wrote for a model of the same kind."""
         if self.trains_projector:
             self.projector.load_state_dict(load_file(Path(folder) / PROJECTOR_FOLDER / PROJECTOR_WEIGHTS))
-        if self.trains_encoder:
+        if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
             set_peft_model_state_dict(self.encoder.model, load_file(Path(folder) / ADAPTER_WEIGHTS))
+        elif self.trains_encoder:
+            self.encoder.model.load_state_dict(load_file(Path(folder) / VISION_WEIGHTS), strict=False)
 
 
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

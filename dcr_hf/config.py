@@ -143,7 +143,9 @@ class DCRConfig(TrainingArguments):
     denoiser_dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="auto", metadata={"help": "What the denoiser computes in. auto: bfloat16 on a GPU, float32 on a CPU."}
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters of stage 2."})
+    lora_rank: int = field(
+        default=16, metadata={"help": "Rank of the adapters of stage 2; 0 trains the vision side itself."}
+    )
     lora_alpha: float = field(default=16, metadata={"help": "Scale of the adapters: alpha / rank."})
     lora_dropout: float = field(default=0.1, metadata={"help": "Dropout before the adapters."})
     shuffle_buffer: int = field(
@@ -170,9 +172,10 @@ class DCRConfig(TrainingArguments):
                 "--dataloader_drop_last must stay true, and --remove_unused_columns and --auto_find_batch_size false: "
                 "the batch size is part of DCR's objective, and its batches are not rows of columns."
             )
-        for name in ("temperature", "lora_rank"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0.")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature is {self.temperature}; it must be above 0.")
+        if self.lora_rank < 0:
+            raise ValueError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for full fine-tuning.")
         if not 0 <= self.max_bad_fraction < 1:
             raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
         if self.shuffle_buffer < 1:

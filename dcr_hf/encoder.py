@@ -1,5 +1,6 @@
 """CLIP-family encoders: what a checkpoint is, its vision side as images -> z, and LoRA on exactly that side."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,6 +22,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+# What stage 2 leaves: peft's adapter, or the whole vision side.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+VISION_WEIGHTS = "vision.safetensors"
+
 _LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
 
@@ -28,10 +35,12 @@ class Family:
 
     dual_class: type[PreTrainedModel]
     vision_class: type[PreTrainedModel]
+    layer: str
+    """Class name of a transformer layer: the unit that FSDP shards."""
     lora_targets: str
     """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
-    text_modules: tuple[str, ...]
-    """What the dual encoder has besides its vision side."""
+    beside_vision: tuple[str, ...]
+    """Modules and parameters of the dual encoder that images do not pass."""
     export_prefixes: tuple[str, ...]
     """Where an exported weight may differ from the original: the vision side."""
 
@@ -42,15 +51,17 @@ FAMILIES = {
     "clip": Family(
         dual_class=CLIPModel,
         vision_class=CLIPVisionModel,
+        layer="CLIPEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
-        text_modules=("text_model", "text_projection"),
+        beside_vision=("text_model", "text_projection", "logit_scale"),
         export_prefixes=("vision_model.", "visual_projection."),
     ),
     "siglip": Family(
         dual_class=SiglipModel,
         vision_class=SiglipVisionModel,
+        layer="SiglipEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
-        text_modules=("text_model",),
+        beside_vision=("text_model", "logit_scale", "logit_bias"),
         export_prefixes=("vision_model.",),
     ),
 }
@@ -143,7 +154,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
         super().__init__()
-        for name in family.text_modules:
+        for name in family.beside_vision:
             delattr(model, name)
         self.model = model.requires_grad_(False)
         self.family = family
@@ -167,8 +178,7 @@ class ImageEncoder(nn.Module):
                 f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
                 f"{config.vision_config.image_size}. Correct preprocessor_config.json."
             )
-        model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32)
-        return cls(model, family, processor.image_mean, processor.image_std)
+        return cls(_load_complete(path_or_id, family), family, processor.image_mean, processor.image_std)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""
@@ -182,6 +192,11 @@ class ImageEncoder(nn.Module):
         """(B, 3, H, W) in [0, 1] -> z (B, D), not normalised to unit length."""
         return self.model.get_image_features(pixel_values=self.normalize(images)).pooler_output
 
+    def unfreeze(self) -> None:
+        """Train the whole vision side itself, without adapters."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(self.family.export_prefixes))
+
     def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
         """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen."""
         config = LoraConfig(
@@ -190,10 +205,56 @@ class ImageEncoder(nn.Module):
         self.model = get_peft_model(self.model, config)
 
 
-def load_dual_encoder(path_or_id: str, adapter: str | Path | None = None) -> PreTrainedModel:
-    """The whole dual encoder in float32, text tower included; with `adapter`, our LoRA merged into its weights."""
+def _load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
+    model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:  # transformers would leave them random, with no error
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
+    return model
+
+
+def trained_base(folder: str | Path) -> str:
+    """The base that what stage 2 left in `folder` belongs to, as it was named in training.
+
+    Raises:
+        ValueError: the files do not say.
+    """
+    adapter, vision = Path(folder) / "adapter_config.json", Path(folder) / VISION_WEIGHTS
+    if adapter.is_file():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    else:
+        with safe_open(vision, framework="pt") as weights:
+            base = weights.metadata().get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"what stage 2 left in {folder} names no base model (base_model_name_or_path).")
+    return base
+
+
+def has_encoder(folder: str | Path) -> bool:
+    """Whether a folder holds what stage 2 trained."""
+    return any((Path(folder) / name).is_file() for name in (ADAPTER_WEIGHTS, VISION_WEIGHTS))
+
+
+def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> PreTrainedModel:
+    """The whole dual encoder in float32, text tower included, in eval mode.
+
+    Args:
+        path_or_id: the base.
+        trained: a result or checkpoint of stage 2, whose adapter is merged into the weights, or whose vision weights
+            replace the base's.
+    """
     _, family = read_encoder_config(path_or_id)
-    model = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32).eval()
-    if adapter is None:
+    model = _load_complete(path_or_id, family).eval()
+    if trained is None:
         return model
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    if (Path(trained) / ADAPTER_WEIGHTS).is_file():
+        return PeftModel.from_pretrained(model, trained).merge_and_unload()
+    weights = load_file(Path(trained) / VISION_WEIGHTS)
+    expected = {name for name, _ in model.named_parameters() if name.startswith(family.export_prefixes)}
+    if weights.keys() != expected:
+        raise ValueError(
+            f"{trained} holds other weights than the vision side of {path_or_id!r}: "
+            f"{sorted(weights.keys() ^ expected)[:3]} ... Give the base that it was trained from."
+        )
+    model.load_state_dict(weights, strict=False)
+    return model

@@ -1,16 +1,19 @@
 """The command line of a recipe: parse, check everything cheap first, train the stages, export."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import deepspeed
 
 from dcr_hf.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
 from dcr_hf.condition import ConditionModel, Projector, check_projector
@@ -118,33 +121,45 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
     """Check, then train and export what `recipe.stage` asks for. The same call again goes on where it stopped."""
     output = Path(args.output_dir)
     source = check(recipe, args)
-    encoder = ImageEncoder.from_pretrained(recipe.encoder)
-    denoiser = FrozenDenoiser.from_pretrained(
-        recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
-    )
+    with loaded_whole(args):
+        denoiser = FrozenDenoiser.from_pretrained(
+            recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
+        )
     if recipe.dry_run:
-        _print_plan(recipe, args, encoder, denoiser, source)
+        _print_plan(recipe, args, denoiser, source)
         return
     facts = _prepare_output(recipe, args, output)
-    if recipe.stage in ("1", "all") and not is_finished(output / STAGE1):
-        model = projector_stage(encoder, denoiser.condition_width, args.seed)
-        _train(model, recipe, args, STAGE1, denoiser, source)
-    if recipe.stage in ("2", "all"):
-        if not is_finished(output / STAGE2):
-            place = check_projector(
-                recipe.projector or output / STAGE1, encoder.embedding_width, denoiser.condition_width
-            )
-            model = encoder_stage(encoder, Projector.from_pretrained(place), args)
-            _train(model, recipe, args, STAGE2, denoiser, source)
-        if args.process_index == 0:
+    for stage in stages_of(recipe):
+        if not is_finished(output / stage):
+            # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
+            with loaded_whole(args):
+                model = _model_of(stage, recipe, args, denoiser)
+            stage_options = stage_args(recipe, args, stage)
+            train_stage(model, stage_options, denoiser, source, resume_facts(recipe, stage_options))
+    if STAGE2 in stages_of(recipe) and args.process_index == 0:
+        with loaded_whole(args):
             _export(recipe, args, facts)
 
 
-def _train(
-    model: ConditionModel, recipe: Recipe, args: DCRConfig, stage: str, denoiser: FrozenDenoiser, source: Source
-) -> None:
-    args = stage_args(recipe, args, stage)
-    train_stage(model, args, denoiser, source, resume_facts(recipe, args))
+@contextlib.contextmanager
+def loaded_whole(args: DCRConfig) -> Iterator[None]:
+    """Under ZeRO-3 transformers splits whatever it loads over the ranks, the denoiser's text encoder too. Here all
+    models are read whole, and DeepSpeed splits the one that is trained when training begins."""
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.deepspeed:  # of a strategy from accelerate's configuration, Trainer does this itself
+            deepspeed.set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser) -> ConditionModel:
+    encoder = ImageEncoder.from_pretrained(recipe.encoder)
+    if stage == STAGE1:
+        return projector_stage(encoder, denoiser.condition_width, args.seed)
+    folder = recipe.projector or Path(args.output_dir) / STAGE1
+    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width)
+    return encoder_stage(encoder, Projector.from_pretrained(place), args)
 
 
 def check(recipe: Recipe, args: DCRConfig) -> Source:
@@ -199,25 +214,23 @@ def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
     return facts
 
 
-def _print_plan(
-    recipe: Recipe, args: DCRConfig, encoder: ImageEncoder, denoiser: FrozenDenoiser, source: Source
-) -> None:
-    """What each stage would train and cost. Stage 2 comes second: LoRA changes the encoder in place."""
+def _print_plan(recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser, source: Source) -> None:
+    """What each stage would train and cost."""
     if args.process_index:
         return
     plans = []
-    projector_model = projector_stage(encoder, denoiser.condition_width, args.seed)
-    if recipe.stage in ("1", "all"):
-        plans.append(describe(projector_model, stage_args(recipe, args, STAGE1), source.images))
-    if recipe.stage in ("2", "all"):
-        model = encoder_stage(encoder, projector_model.projector, args)
-        plans.append(describe(model, stage_args(recipe, args, STAGE2), source.images))
+    for stage in stages_of(recipe):
+        encoder = ImageEncoder.from_pretrained(recipe.encoder)
+        model = projector_stage(encoder, denoiser.condition_width, args.seed)
+        if stage == STAGE2:
+            model = encoder_stage(encoder, model.projector, args)
+        plans.append(describe(model, stage_args(recipe, args, stage), source.images))
     print("\n\n".join(plans))
 
 
 def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts) -> None:
-    adapter = Path(args.output_dir) / STAGE2
-    folders = export_encoder(recipe.encoder, adapter, args.output_dir, facts.with_log_of(adapter))
+    trained = Path(args.output_dir) / STAGE2
+    folders = export_encoder(recipe.encoder, trained, args.output_dir, facts.with_log_of(trained))
     print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
     if args.push_to_hub:
         for repository in push_to_hub(folders, args.hub_model_id, args.hub_private_repo, args.hub_token):

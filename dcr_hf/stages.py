@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.checkpoints import step_of, whole_checkpoints
-from dcr_hf.condition import ADAPTER_WEIGHTS, PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
+from dcr_hf.condition import PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.data import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.encoder import ImageEncoder
+from dcr_hf.encoder import ADAPTER_WEIGHTS, VISION_WEIGHTS, ImageEncoder, has_encoder
 from dcr_hf.interruption import Interrupted
 from dcr_hf.sources import Source
 from dcr_hf.trainer import DCRTrainer
 
 STAGE1, STAGE2 = "stage1", "stage2"
+_RESULTS = (ADAPTER_WEIGHTS, VISION_WEIGHTS, PROJECTOR_FOLDER)
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -40,7 +44,7 @@ def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
 
 def is_finished(stage_folder: Path) -> bool:
     """Whether the stage's final weights are in place; they are written last."""
-    return (stage_folder / ADAPTER_WEIGHTS).is_file() or find_projector(stage_folder) is not None
+    return has_encoder(stage_folder) or find_projector(stage_folder) is not None
 
 
 def projector_stage(encoder: ImageEncoder, condition_width: int, seed: int) -> ConditionModel:
@@ -50,9 +54,12 @@ def projector_stage(encoder: ImageEncoder, condition_width: int, seed: int) -> C
 
 
 def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) -> ConditionModel:
-    """Stage 2: the vision encoder is trained by LoRA through the frozen projector."""
+    """Stage 2: the vision encoder is trained through the frozen projector, by LoRA or (rank 0) itself."""
     torch.manual_seed(args.seed)
-    encoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
+    if args.lora_rank:
+        encoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
+    else:
+        encoder.unfreeze()
     return ConditionModel(encoder, projector.requires_grad_(False))
 
 
@@ -82,7 +89,8 @@ def train_stage(
         max_bad_fraction=args.max_bad_fraction,
         state=StreamState.read(checkpoint) if checkpoint else None,
     )
-    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images)
+    callbacks = tensorboard(args, step_of(checkpoint) if checkpoint else 0)
+    trainer = DCRTrainer(model, args, denoiser, facts, train_dataset=images, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.stop_if_not_finite()
     if trainer.stop_on_signal.stopped:
@@ -93,6 +101,20 @@ def train_stage(
         trainer.state.save_to_json(partial / "trainer_state.json")
         put_in_place(partial, folder)
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    # The next stage has an Accelerator of its own; with DeepSpeed accelerate refuses a second one beside the first.
+    AcceleratorState._reset_state()
+
+
+def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:
+    """One log for a stage however often it is interrupted: what was logged behind `step` is taken back. Transformers'
+    own would begin another log at every start."""
+    if "tensorboard" not in args.report_to:
+        return []
+    args.report_to = [name for name in args.report_to if name != "tensorboard"]
+    if args.process_index:
+        return []
+    return [TensorBoardCallback(SummaryWriter(Path(args.output_dir) / "runs", purge_step=step + 1))]
 
 
 def finish_from(checkpoint: Path, folder: Path) -> None:
@@ -104,14 +126,15 @@ def finish_from(checkpoint: Path, folder: Path) -> None:
     partial = folder / "unfinished"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for path in [*result.glob("adapter_*"), *result.glob(PROJECTOR_FOLDER), checkpoint / "trainer_state.json"]:
+    trained = [path for pattern in ("adapter_*", VISION_WEIGHTS, PROJECTOR_FOLDER) for path in result.glob(pattern)]
+    for path in [*trained, checkpoint / "trainer_state.json"]:
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
     put_in_place(partial, folder)
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
     """Move a finished stage's files up beside its checkpoints, those that `is_finished` looks for last."""
-    for path in sorted(partial.iterdir(), key=lambda path: path.name in (ADAPTER_WEIGHTS, PROJECTOR_FOLDER)):
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in _RESULTS):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)

@@ -1,13 +1,14 @@
 """DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from dcr_hf.augment import PositiveView
 from dcr_hf.checkpoints import mark_whole, rotate, writing
@@ -22,6 +23,14 @@ from dcr_hf.steplog import StepLog, gather_objects
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; nothing was saved since."""
+
+
+class SeedRanks(TrainerCallback):
+    """Trainer seeds every rank alike; noise, timesteps, views and dropout must differ between them. Set when all is
+    prepared: what a strategy draws while it wraps the model then changes nothing."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        set_seed(args.seed + args.process_index)
 
 
 class DCRTrainer(Trainer):
@@ -42,6 +51,11 @@ class DCRTrainer(Trainer):
         self, model: ConditionModel, args: DCRConfig, denoiser: FrozenDenoiser, facts: dict | None = None, **kwargs
     ):
         super().__init__(model=model, args=args, data_collator=collate, **kwargs)
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
+            raise ValueError(
+                f"the launch configuration asks for FSDP, but accelerate runs {self.accelerator.distributed_type} on "
+                f"{args.device.type}: FSDP needs GPUs. Use accelerate_configs/ddp.yaml or cpu.yaml here."
+            )
         # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
         self.model_accepts_loss_kwargs = False
         self.denoiser = denoiser.to(args.device)
@@ -58,6 +72,7 @@ class DCRTrainer(Trainer):
         self.step_log = StepLog(args.world_size, args.device)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
+        self.add_callback(SeedRanks())
         self._positions: dict[int, dict] = {}
         self._batches = 0
 
@@ -78,8 +93,6 @@ class DCRTrainer(Trainer):
         return (loss, {"conditions": conditions}) if return_outputs else loss
 
     def train(self, *args, **kwargs):
-        # Trainer seeds every rank alike: noise, timesteps, views and dropout must differ between ranks.
-        set_seed(self.args.seed + self.args.process_index)
         if isinstance(self.train_dataset, TrainingImages):
             self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
             if self.args.process_index == 0:

@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -232,6 +233,13 @@ def shards_folder(tmp_path_factory) -> Path:
         }[shard]
         write_shard(folder / f"{shard:05d}.tar", samples)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory) -> Path:
+    """Tables that `datasets` converts stay out of the user's cache."""
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    return datasets.config.HF_DATASETS_CACHE
 
 
 def pytest_addoption(parser):

@@ -166,14 +166,15 @@ def test_a_change_outside_the_vision_side_is_not_exported(clip_folder, tmp_path,
     from dcr_hf import export
 
     trained_adapter(tmp_path / "stage2", clip_folder)
-    merge = export._merge
+    load = export.load_dual_encoder
 
-    def careless(*args):
-        model = merge(*args)
-        model.text_projection.weight.data[0, 0] += 1e-3
+    def careless(encoder, trained=None):
+        model = load(encoder, trained)
+        if trained is not None:
+            model.text_projection.weight.data[0, 0] += 1e-3
         return model
 
-    monkeypatch.setattr(export, "_merge", careless)
+    monkeypatch.setattr(export, "load_dual_encoder", careless)
     with pytest.raises(ExportError, match=r"text_projection\.weight lies outside the vision side"):
         export_encoder(str(clip_folder), tmp_path / "stage2", tmp_path)
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dcr_hf import Recipe, run
 from dcr_hf.checkpoints import MARK, ResumeError, check_resume, remove_torn, rotate, whole_checkpoints, writing
@@ -183,6 +184,7 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_code_75(options, run_here,
     with at_step(monkeypatch, "stage2", 3, lambda: os.kill(os.getpid(), number)):
         code, error = run_here(options)
     assert code == 75
+    assert logged_steps(options["--output_dir"] / "stage2") == [1, 2, 3]
     assert "stopped by a signal at step 3 of 6" in error and "same command again" in error
     assert [path.name for path in whole_checkpoints(options["--output_dir"] / "stage2")] == ["checkpoint-3"]
     assert not (options["--output_dir"] / "clip-tiny-dcr").exists()
@@ -228,6 +230,23 @@ def test_dying_during_the_export(options, run_here, uninterrupted, monkeypatch):
     assert run_here(options)[0] == 0
     assert_same(options["--output_dir"], uninterrupted)
     assert (options["--output_dir"] / "stage2" / "adapter_model.safetensors").stat().st_mtime_ns == trained
+
+
+def logged_steps(folder):
+    """What TensorBoard shows of a stage's loss."""
+    log = EventAccumulator(str(folder / "runs")).Reload()
+    return [event.step for event in log.Scalars("train/loss")]
+
+
+def test_tensorboard_shows_no_step_twice(options, run_here, monkeypatch):
+    """Steps 3 and 4 are logged, lost with the process and logged again."""
+    options |= {"--save_steps": 2}
+    with at_step(monkeypatch, "stage2", 5, crash), pytest.raises(Crash):
+        run_here(options)
+    (options["--output_dir"] / "stage2" / "checkpoint-4" / MARK).unlink()
+    assert run_here(options)[0] == 0
+    assert logged_steps(options["--output_dir"] / "stage2") == [1, 2, 3, 4, 5, 6]
+    assert len(list((options["--output_dir"] / "stage2" / "runs").iterdir())) == 2
 
 
 def interrupted_run(options, run_here, monkeypatch):

@@ -1,5 +1,6 @@
 """Adapter -> enhanced encoder: merge, check, save as ordinary CLIP or SigLIP folders, with a model card."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from dcr_hf.condition import ADAPTER_WEIGHTS
-from dcr_hf.encoder import Family, load_dual_encoder, local_folder, read_encoder_config
+from dcr_hf.encoder import (
+    ADAPTER_WEIGHTS,
+    VISION_WEIGHTS,
+    Family,
+    has_encoder,
+    load_dual_encoder,
+    local_folder,
+    read_encoder_config,
+)
 from dcr_hf.export.card import RunFacts, write_card
 
 # What a folder needs beside configuration and weights, copied from the base byte by byte: older transformers read
@@ -43,16 +51,16 @@ def export_folders(encoder: str, output_dir: str | Path) -> tuple[Path, Path]:
 
 
 def export_encoder(
-    encoder: str, adapter: str | Path, output_dir: str | Path, facts: RunFacts | None = None, overwrite: bool = False
+    encoder: str, trained: str | Path, output_dir: str | Path, facts: RunFacts | None = None, overwrite: bool = False
 ) -> tuple[Path, Path]:
-    """Merge a stage-2 adapter into its base and write the enhanced dual encoder and its vision tower.
+    """Merge what stage 2 trained into its base and write the enhanced dual encoder and its vision tower.
 
     Both are written under temporary names, checked and renamed, so that a killed export leaves nothing that looks
     whole.
 
     Args:
         encoder: the base, a CLIP or SigLIP folder or id.
-        adapter: folder with peft's adapter files: OUT/stage2 or a checkpoint in it.
+        trained: what stage 2 left, OUT/stage2 or a checkpoint in it: peft's adapter or the vision side's weights.
         output_dir: OUT.
         facts: how it was trained, for the model card.
         overwrite: replace folders that exist.
@@ -61,21 +69,25 @@ def export_encoder(
         the folders of the dual encoder and of the vision tower.
 
     Raises:
-        FileNotFoundError: no adapter there.
+        FileNotFoundError: nothing trained there.
         FileExistsError: exported before, and not `overwrite`.
         ExportError: a check failed.
     """
-    adapter, targets = Path(adapter), export_folders(encoder, output_dir)
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise FileNotFoundError(f"{adapter} holds no {ADAPTER_WEIGHTS}: it is no result or checkpoint of stage 2.")
+    trained, targets = Path(trained), export_folders(encoder, output_dir)
+    if not has_encoder(trained):
+        raise FileNotFoundError(
+            f"{trained} holds neither {ADAPTER_WEIGHTS} nor {VISION_WEIGHTS}: it is no result or checkpoint of "
+            "stage 2."
+        )
     for target in targets:
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target} exists. Remove it, or give --overwrite_output_dir.")
     config, family = read_encoder_config(encoder)
-    model = load_dual_encoder(encoder)
-    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    merged = _merge(model, adapter, config.vision_config.image_size)
-    _check_weights(original, merged.state_dict(), family)
+    original = load_dual_encoder(encoder)
+    merged = load_dual_encoder(encoder, trained)
+    if (trained / ADAPTER_WEIGHTS).is_file():
+        _check_merged(merged, PeftModel.from_pretrained(copy.deepcopy(original), trained).eval())
+    _check_weights(original.state_dict(), merged.state_dict(), family)
 
     partial = [target.with_name(f".{target.name}.unfinished") for target in targets]
     for folder in partial:
@@ -97,17 +109,14 @@ def export_encoder(
 
 
 @torch.no_grad()
-def _merge(model: PreTrainedModel, adapter: Path, image_size: int) -> PreTrainedModel:
-    """`merge_and_unload` changes the model in place; its features must stay those of the adapter beside the base."""
-    images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    adapted = PeftModel.from_pretrained(model, adapter).eval()
-    expected = adapted.get_image_features(pixel_values=images).pooler_output
-    merged = adapted.merge_and_unload()
-    found = merged.get_image_features(pixel_values=images).pooler_output
+def _check_merged(merged: PreTrainedModel, adapted: PeftModel) -> None:
+    """The merged model's features must be those of the adapter beside the base."""
+    size = merged.config.vision_config.image_size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    expected, found = (m.get_image_features(pixel_values=images).pooler_output for m in (adapted, merged))
     error = float((found - expected).norm() / expected.norm())
     if not error < 1e-4:  # also true for NaN
         raise ExportError(f"features of the merged model differ from the adapter's by {error:.1e} (relative).")
-    return merged
 
 
 def _check_weights(original: dict[str, Tensor], merged: dict[str, Tensor], family: Family) -> None:
@@ -159,14 +168,14 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
     """Export what a run left in `output_dir`: the result of stage 2, or one of its checkpoints."""
     output_dir = Path(output_dir)
     facts = RunFacts.read(output_dir)
-    adapter = output_dir / "stage2" / (checkpoint or "")
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        known = sorted(path.parent.name for path in output_dir.glob(f"stage2/checkpoint-*/{ADAPTER_WEIGHTS}"))
+    trained = output_dir / "stage2" / (checkpoint or "")
+    if not has_encoder(trained):
+        known = sorted(path.name for path in output_dir.glob("stage2/checkpoint-*") if has_encoder(path))
         raise FileNotFoundError(
-            f"{adapter} holds no {ADAPTER_WEIGHTS}: stage 2 has not finished there. "
+            f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: stage 2 has not finished there. "
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run --stage 2.")
         )
-    return export_encoder(facts.encoder, adapter, output_dir, facts.with_log_of(adapter), overwrite)
+    return export_encoder(facts.encoder, trained, output_dir, facts.with_log_of(trained), overwrite)
 
 
 def push_to_hub(

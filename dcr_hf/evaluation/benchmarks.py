@@ -1,0 +1,88 @@
+"""The benchmarks by name: which sets, how they are read, what is predicted, how it is scored."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcr_hf.evaluation.clustering import predict_clusters
+from dcr_hf.evaluation.image_sets import ImageSet
+from dcr_hf.evaluation.mmvp import predict_pairs
+from dcr_hf.evaluation.read_mmvp import read_mmvp
+from dcr_hf.evaluation.read_shards import read_captioned, read_labeled
+from dcr_hf.evaluation.retrieval import predict_retrieval
+from dcr_hf.evaluation.scores import Scored, score_classes, score_clusters, score_pairs, score_retrieval
+from dcr_hf.evaluation.zeroshot import predict_classes
+
+# The paper's six sets; CIFAR-100 is CLIP_benchmark's.
+CLUSTERED = {
+    "mnist": "clip-benchmark/wds_mnist",
+    "cifar10": "clip-benchmark/wds_vtab-cifar10",
+    "imagenet1k": "clip-benchmark/wds_imagenet1k",
+    "caltech101": "clip-benchmark/wds_vtab-caltech101",
+    "dtd": "clip-benchmark/wds_vtab-dtd",
+    "eurosat": "clip-benchmark/wds_vtab-eurosat",
+}
+CLASSIFIED = {**CLUSTERED, "cifar100": "clip-benchmark/wds_vtab-cifar100"}
+CAPTIONED = {"flickr30k": "clip-benchmark/wds_flickr30k", "mscoco_captions": "clip-benchmark/wds_mscoco_captions"}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How one benchmark is run on one set.
+
+    Attributes:
+        sets: hub id by name; these are run when no set is named.
+        read: (name, hub id or None, data root or None) -> the set.
+        predict: (embeddings, set, feature kind, seeds) -> one row an item, JSON-able.
+        score: (set name, rows) -> scores.
+        needs_text: whether an encoder without a text tower is refused.
+    """
+
+    sets: Mapping[str, str]
+    read: Callable[[str, str | None, Path | None], ImageSet]
+    predict: Callable[..., list[dict]]
+    score: Callable[[str, list[dict]], Scored]
+    needs_text: bool = True
+
+
+BENCHMARKS = {
+    "mmvp_vlm": Benchmark({"MMVP_VLM": "MMVP/MMVP_VLM"}, read_mmvp, predict_pairs, score_pairs),
+    "clustering": Benchmark(CLUSTERED, read_labeled, predict_clusters, score_clusters, needs_text=False),
+    "zeroshot": Benchmark(CLASSIFIED, read_labeled, predict_classes, score_classes),
+    "retrieval": Benchmark(CAPTIONED, read_captioned, predict_retrieval, score_retrieval),
+}
+
+
+def parse_benchmarks(names: list[str], data_root: Path | None) -> list[tuple[str, str]]:
+    """`clustering`, `clustering:dtd` ... -> (benchmark, set), each once. A folder of DATA_ROOT is a set as well.
+
+    Raises:
+        ValueError: unknown benchmark or set; lists the known ones.
+    """
+    chosen = []
+    for name in names:
+        benchmark, _, chosen_set = name.partition(":")
+        if benchmark not in BENCHMARKS:
+            raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+        known = BENCHMARKS[benchmark].sets
+        if chosen_set and chosen_set not in known and not (data_root and (data_root / chosen_set).is_dir()):
+            raise ValueError(
+                f"unknown set {chosen_set!r} of benchmark {benchmark}; known: {', '.join(known)}, or the name of a "
+                f"folder below --data_root ({data_root or 'not given'})."
+            )
+        chosen += [(benchmark, each) for each in ([chosen_set] if chosen_set else known)]
+    return list(dict.fromkeys(chosen))
+
+
+def read_sets(chosen: list[tuple[str, str]], data_root: Path | None) -> dict[tuple[str, str], ImageSet]:
+    """The data of each (benchmark, set); what two benchmarks share is read once.
+
+    Raises:
+        FileNotFoundError, ValueError: a set that is missing or broken, by name.
+    """
+    read: dict[tuple, ImageSet] = {}
+    for name, each in chosen:
+        benchmark = BENCHMARKS[name]
+        if (benchmark.read, each) not in read:
+            read[benchmark.read, each] = benchmark.read(each, benchmark.sets.get(each), data_root)
+    return {(name, each): read[BENCHMARKS[name].read, each] for name, each in chosen}

@@ -1,0 +1,126 @@
+"""The command line of recipes/evaluate.py."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from huggingface_hub.constants import HF_HOME
+
+from dcr_hf.evaluation.benchmarks import BENCHMARKS
+from dcr_hf.evaluation.decode import ImageError
+from dcr_hf.evaluation.encoders import DTYPES
+from dcr_hf.evaluation.plan import prepare
+from dcr_hf.evaluation.results import Results
+from dcr_hf.evaluation.run import compare_runs, execute
+from dcr_hf.evaluation.tables import make_tables, markdown
+
+FEATURES = ("auto", "projected", "pooled", "mean_patch")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate, or merge earlier runs; prints the tables and where the files are."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
+    PartialState(cpu=not torch.accelerator.is_available())
+    try:
+        results = _compare(parser, options) if options.compare else _evaluate(parser, options)
+    except ImageError as error:
+        # From a loader's worker the message comes wrapped in the worker's traceback; its last line is ours.
+        parser.exit(1, f"error: {str(error).strip().splitlines()[-1].split('ImageError: ')[-1]}\n")
+    if results is not None:
+        print(markdown(make_tables(results)))
+        print(f"Written: {options.output_dir}/results.json, results.md, report.html, predictions/")
+
+
+def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Results | None:
+    for name in ("encoders", "benchmarks"):
+        if not getattr(options, name):
+            parser.error(f"--{name} is needed (or --compare with results of earlier runs)")
+    if options.data_root and not options.data_root.is_dir():
+        parser.error(f"--data_root {options.data_root} is not a folder")
+    if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
+        parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each once, none negative")
+    encoders = _named_encoders(parser, options.encoders)
+    # cuDNN computes float32 convolutions in TF32 unless told not to: about 1e-3 off, and pairs turn on less.
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        prepared = prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return execute(
+        prepared,
+        output_dir=options.output_dir,
+        cache_dir=options.cache_dir,
+        seeds=tuple(options.seeds),
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Results | None:
+    if options.encoders or options.benchmarks:
+        parser.error("--compare merges earlier runs; --encoders and --benchmarks do not go with it")
+    if not PartialState().is_main_process:
+        return None
+    try:
+        return compare_runs(options.compare, options.output_dir)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _named_encoders(parser: argparse.ArgumentParser, values: list[str]) -> dict[str, str]:
+    encoders = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not separator:
+            name, path = Path(value).name, value
+        if not name or not path:
+            parser.error(f"--encoders {value}: expected NAME=FOLDER_OR_ID")
+        if name in encoders:
+            parser.error(f"--encoders: the name {name!r} is given twice; write NAME=FOLDER_OR_ID")
+        encoders[name] = path
+    return encoders
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Measure CLIP-family encoders.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--encoders",
+        nargs="+",
+        metavar="NAME=FOLDER_OR_ID",
+        help="CLIP or SigLIP folders or ids, or stage-2 checkpoints; the first is what the others are compared with",
+    )
+    parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME[:SET]",
+        help="; ".join(f"{name} ({', '.join(each.sets)})" for name, each in BENCHMARKS.items()),
+    )
+    parser.add_argument("--compare", nargs="+", type=Path, metavar="RESULTS", help="results.json of earlier runs")
+    parser.add_argument("--data_root", type=Path, help="folder of local copies; what is not there comes from the hub")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the report goes")
+    parser.add_argument(
+        "--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="embeddings are kept here for the next run"
+    )
+    parser.add_argument("--feature", choices=FEATURES, default="auto", help="what is clustered; auto: the joint space")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of k-means")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the encoder")
+    parser.add_argument("--batch_size", type=_positive, default=64, help="images a forward pass")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number

@@ -1,0 +1,82 @@
+"""Is one encoder better than another? Paired tests on the items that both were measured on."""
+
+import logging
+
+import numpy as np
+
+from dcr_hf.evaluation.benchmarks import BENCHMARKS
+from dcr_hf.evaluation.results import Results, read_rows
+from dcr_hf.evaluation.scores import Scored
+from dcr_hf.evaluation.statistics import bootstrap_p, mcnemar_p
+
+SIGNIFICANT = 0.05
+PLACE = ("encoder", "benchmark", "dataset", "metric")
+logger = logging.getLogger(__name__)
+
+
+def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> list[dict]:
+    """Every encoder against the first, on every metric.
+
+    Args:
+        scored: by (encoder, benchmark, set).
+
+    Returns:
+        Rows of results.comparisons; none, but a warning, where items or features differ. `noise` says that p is not
+        below 0.05: the difference may be chance.
+    """
+    reference, *others = results.encoders
+    values = {tuple(row[part] for part in PLACE): row["value"] for row in results.results}
+    rows, order = [], list(BENCHMARKS)
+    for encoder in others:
+        for (name, benchmark, dataset), right in sorted(scored.items(), key=lambda each: order.index(each[0][1])):
+            left = scored.get((reference, benchmark, dataset))
+            if name != encoder or left is None:
+                continue
+            if left.items != right.items or left.feature != right.feature:
+                what = "items" if left.items != right.items else "features"
+                logger.warning("%s, %s: %s and %s differ in %s", benchmark, dataset, reference, encoder, what)
+                continue
+            for part, metric in {**right.samples, **right.correct}:
+                a, b = (values[each, benchmark, part, metric] for each in (reference, encoder))
+                test = _test(left, right, part, metric, b - a)
+                place = {"encoder": encoder, "reference": reference, "benchmark": benchmark, "dataset": part}
+                rows.append({**place, "metric": metric, "difference": b - a, **test})
+    return [{**row, "noise": row["p"] >= SIGNIFICANT} for row in rows]
+
+
+def _test(left: Scored, right: Scored, dataset: str, metric: str, difference: float) -> dict:
+    place = (dataset, metric)
+    if place in right.correct:
+        a, b = left.correct[place], right.correct[place]
+        gained, lost = int(np.sum(~a & b)), int(np.sum(a & ~b))
+        return {"test": "mcnemar", "p": mcnemar_p(a, b), "gained": gained, "lost": lost}
+    samples_a, samples_b = left.samples[place], right.samples[place]
+    return {"test": "bootstrap", "p": bootstrap_p(difference, samples_a, samples_b)}
+
+
+def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:
+    """Scores again from the prediction files, by (encoder, benchmark, set)."""
+    scored = {}
+    for row in results.predictions:
+        each = BENCHMARKS[row["benchmark"]].score(row["set"], read_rows(row["path"]))
+        each.feature = row["feature"]
+        scored[row["encoder"], row["benchmark"], row["set"]] = each
+    return scored
+
+
+def mean_clustering(scored: dict[tuple[str, str, str], Scored]) -> dict[tuple[str, str, str], Scored]:
+    """The mean over the clustering sets of each encoder that has several, as the paper reports it."""
+    means = {}
+    for encoder in dict.fromkeys(name for name, _, _ in scored):
+        parts = {place[2]: each for place, each in scored.items() if place[:2] == (encoder, "clustering")}
+        if len(parts) < 2:
+            continue
+        first = next(iter(parts.values()))
+        mean = Scored([item for part in parts.values() for item in part.items], first.feature)
+        for metric in ("nmi", "acc", "ari"):
+            rows = [row for part in parts.values() for row in part.scores if row["metric"] == metric]
+            samples = np.mean([part.samples[name, metric] for name, part in parts.items()], axis=0)
+            value = float(np.mean([row["value"] for row in rows]))
+            mean.resampled("mean", metric, value, sum(row["n"] for row in rows), samples, sets=list(parts))
+        means[encoder, "clustering", "mean"] = mean
+    return means

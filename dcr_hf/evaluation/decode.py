@@ -1,0 +1,35 @@
+"""Bytes of an image file -> an RGB picture, or an error that names the file: images are data, never trusted."""
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 100_000_000
+Image.init()  # all decoders: PIL does not load them by itself when it is told which formats to try
+
+
+class ImageError(ValueError):
+    """An image that cannot be read. A benchmark with holes is no benchmark: the run ends."""
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Decode as CLIP_benchmark and MMVP's script do, so that numbers agree: first frame, no EXIF rotation, plain RGB.
+
+    Raises:
+        ImageError: empty, truncated, of a format outside FORMATS, or of more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{name}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
+        if image.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
+            image = image.point(lambda value: value / 256).convert("L")
+        return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: no {', '.join(FORMATS)} image ({len(content):,} bytes).") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: damaged image: {error}. Fetch the data set again.") from None

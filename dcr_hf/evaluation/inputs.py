@@ -1,0 +1,68 @@
+"""The two inputs of an encoder: pictures through its own image processor, texts through its text tower."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+TEXT_BATCH = 256
+
+
+class ImageProcessor:
+    """The checkpoint's own image processor, in two halves: resize and crop in the loader's workers (PIL, uint8: a
+    quarter of the memory traffic), rescaling and statistics on the device."""
+
+    def __init__(self, path: str):
+        # Always the PIL backend: with torchvision installed the default resizes differently in the last digits.
+        self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        size = self.processor.crop_size or self.processor.size
+        self.image_size = size["height"]
+
+    def to_uint8(self, image: Image.Image) -> Tensor:
+        """An RGB picture -> (3, S, S), uint8."""
+        pixels = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        return pixels["pixel_values"][0]
+
+    def to_pixel_values(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S), uint8 -> float32 in the encoder's own pixel space."""
+        values = pixels.float() * (self.processor.rescale_factor if self.processor.do_rescale else 1.0)
+        if not self.processor.do_normalize:
+            return values
+        mean, std = (
+            torch.tensor(numbers, device=pixels.device).view(1, 3, 1, 1)
+            for numbers in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (values - mean) / std
+
+
+class TextTower:
+    """A dual encoder's texts -> joint-space embeddings, and its logit scale."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer_path: str):
+        self.model = model
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        self.length = model.config.text_config.max_position_embeddings  # CLIP 77, SigLIP 64
+
+    @torch.inference_mode()
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """(N, D) of unit length, float32. Padded to the model's full length, as both families are trained; longer
+        texts are cut."""
+        rows = []
+        for start in range(0, len(texts), TEXT_BATCH):
+            tokens = self.tokenizer(
+                texts[start : start + TEXT_BATCH],
+                padding="max_length",
+                max_length=self.length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            # No attention mask: CLIP's tower is causal and reads the end token, SigLIP was trained without one.
+            output = self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device))
+            rows.append(normalize(output.pooler_output.float(), dim=-1).cpu())
+        return torch.cat(rows).numpy()
+
+    @property
+    def logit_scale(self) -> float:
+        return self.model.logit_scale.detach().float().exp().item()

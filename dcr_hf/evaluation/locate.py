@@ -1,0 +1,52 @@
+"""Where a benchmark's files are: a folder under --data_root, else the hub; and a revision that changes with them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set's folder, where it came from, and its revision: the hub's commit or a fingerprint of the files."""
+
+    folder: Path
+    source: str
+    revision: str
+
+
+def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list[str]) -> Located:
+    """DATA_ROOT/NAME, or DATA_ROOT/ and the hub name's last part, with or without `wds_`; else download `patterns`.
+
+    Raises:
+        FileNotFoundError: neither there nor on the hub; says where it looked.
+    """
+    last_part = hub_id.split("/")[-1] if hub_id else name
+    candidates = list(dict.fromkeys((name, last_part, last_part.removeprefix("wds_"))))
+    if data_root is not None:
+        for candidate in candidates:
+            if (data_root / candidate).is_dir():
+                folder = data_root / candidate
+                return Located(folder, str(folder), fingerprint(folder))
+    looked = " or ".join(str(data_root / each) for each in candidates) if data_root else "no --data_root was given"
+    if hub_id is None:
+        raise FileNotFoundError(f"data set {name!r}: no folder {looked}, and no hub data set of this name is known.")
+    try:
+        folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: {error}"
+        ) from error
+    return Located(folder, hub_id, folder.name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of every file's relative path, size and modification time: cheap, and new whenever a file changes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

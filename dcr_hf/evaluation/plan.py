@@ -1,0 +1,74 @@
+"""What will be run: encoders x benchmarks, checked and read before anything is computed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
+from dcr_hf.evaluation.encoders import PretrainedEncoder
+from dcr_hf.evaluation.image_sets import ImageSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line of work: this encoder on this set of this benchmark, with this feature."""
+
+    encoder: PretrainedEncoder
+    benchmark: str
+    data: ImageSet
+    feature: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked evaluation: nothing is computed yet, and bad input has been refused."""
+
+    encoders: list[PretrainedEncoder]
+    plans: list[Plan]
+    refused: list[str]
+    benchmarks: list[str]
+
+
+def prepare(
+    encoders: dict[str, str],
+    benchmarks: list[str],
+    data_root: Path | None,
+    feature: str = "auto",
+    dtype: str = "float32",
+) -> Prepared:
+    """Check names, encoders (path or id by name) and data, and read the data's tables.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong, by name; also when nothing is left to run.
+    """
+    chosen = parse_benchmarks(benchmarks, data_root)
+    loaded = [PretrainedEncoder(name, path, dtype, PartialState().device) for name, path in encoders.items()]
+    plans, refused = _make_plans(loaded, chosen, data_root, feature)
+    for line in refused:
+        logger.warning("refused: %s", line)
+    if not plans:
+        raise ValueError(f"nothing to run: {'; '.join(refused)}.")
+    return Prepared(loaded, plans, refused, benchmarks)
+
+
+def _make_plans(
+    encoders: list[PretrainedEncoder], chosen: list[tuple[str, str]], data_root: Path | None, feature: str
+) -> tuple[list[Plan], list[str]]:
+    """What is run, and what is refused, by name. Every set is read once."""
+    pairs = [(encoder, name, each) for name, each in chosen for encoder in encoders]
+    allowed = [place for place in pairs if place[0].has_text or not BENCHMARKS[place[1]].needs_text]
+    refused = [
+        f"{name}:{each} for encoder {encoder.name}, which has no text tower"
+        for encoder, name, each in pairs
+        if (encoder, name, each) not in allowed
+    ]
+    sets = read_sets(list(dict.fromkeys((name, each) for _, name, each in allowed)), data_root)
+    plans = [
+        Plan(encoder, name, sets[name, each], "projected" if BENCHMARKS[name].needs_text else encoder.kind(feature))
+        for encoder, name, each in allowed
+    ]
+    return plans, refused

@@ -1,0 +1,129 @@
+"""The report's figures as data URIs: radar of MMVP's categories, clustering bars, t-SNE maps."""
+
+import base64
+import io
+import json
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.evaluation.results import Results
+
+INK, FAINT = "#1f2933", "#d5dbe1"
+# Colour-blind safe (Okabe and Ito 2008), the reference encoder in grey.
+COLORS = ("#7b8794", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STYLE = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dcr",
+}
+
+
+def encoder_colors(results: Results) -> dict[str, str]:
+    return {name: COLORS[index % len(COLORS)] for index, name in enumerate(results.encoders)}
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _uri(figure: Figure, kind: str = "svg+xml") -> str:
+    buffer = io.BytesIO()
+    options = {"metadata": {"Date": None}} if kind == "svg+xml" else {"dpi": 170}
+    figure.savefig(buffer, format="svg" if kind == "svg+xml" else kind, bbox_inches="tight", **options)
+    return data_uri(buffer.getvalue(), kind)
+
+
+def radar(results: Results) -> str:
+    """Pair accuracy in each of the nine categories, a line an encoder."""
+    colors = encoder_colors(results)
+    values = {
+        (row["encoder"], row["dataset"]): 100 * row["value"]
+        for row in results.results
+        if row["benchmark"] == "mmvp_vlm"
+    }
+    angles = np.linspace(0, 2 * np.pi, len(CATEGORIES), endpoint=False)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 6.4))
+        axes = figure.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
+        for encoder in dict.fromkeys(name for name, _ in values):
+            line = [values[encoder, category] for category in CATEGORIES]
+            axes.plot([*angles, angles[0]], [*line, line[0]], color=colors[encoder], lw=2, label=encoder)
+            axes.fill(angles, line, color=colors[encoder], alpha=0.10)
+        axes.plot(np.linspace(0, 2 * np.pi, 200), np.full(200, 25), color=INK, lw=1, ls=":", label="chance (25 %)")
+        axes.set_xticks(angles, [textwrap.fill(category, 16) for category in CATEGORIES])
+        axes.tick_params(axis="x", pad=20)
+        top = max(40, 10 * np.ceil(max(values.values()) / 10))
+        rings = np.arange(20, top + 1, 20)
+        axes.set_ylim(0, top)
+        axes.set_yticks(rings, [f"{ring:.0f} %" for ring in rings], color="#62707d", fontsize=9)
+        axes.set_rlabel_position(20)
+        axes.grid(color=FAINT)
+        axes.spines["polar"].set_color(FAINT)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.08), frameon=False)
+        return _uri(figure)
+
+
+def clustering_bars(results: Results) -> str:
+    """NMI, ACC and ARI of each set with 95 % intervals, a bar an encoder."""
+    colors = encoder_colors(results)
+    rows = [row for row in results.results if row["benchmark"] == "clustering"]
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    width = 0.8 / len(encoders)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(6.0, 1.4 * len(sets) + 2), 7.5), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True)
+        for axes, metric in zip(panels, ("nmi", "acc", "ari"), strict=True):
+            for index, encoder in enumerate(encoders):
+                chosen = {row["dataset"]: row for row in rows if (row["encoder"], row["metric"]) == (encoder, metric)}
+                places = [sets.index(name) + (index - (len(encoders) - 1) / 2) * width for name in chosen]
+                heights = np.array([100 * row["value"] for row in chosen.values()])
+                ends = np.array([[100 * row["low"], 100 * row["high"]] for row in chosen.values()]).T
+                errors = np.abs(ends - heights)
+                axes.bar(places, heights, width * 0.92, color=colors[encoder], label=encoder)
+                axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+            axes.set_ylabel(f"{metric.upper()} (%)")
+            axes.grid(axis="y", color=FAINT, lw=0.7)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=0)
+        panels[-1].set_xticks(range(len(sets)), sets)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
+        return _uri(figure)
+
+
+def tsne_map(path: str | Path, title: str) -> str:
+    """Points of one encoder's map, coloured by class; named in a legend up to twenty classes."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    points, labels = np.array(content["points"]), np.array(content["labels"])
+    present = np.unique(labels)
+    palette = matplotlib.colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6, 5.6))
+        axes = figure.add_subplot()
+        for index, label in enumerate(present):
+            color = palette(index) if len(present) <= 20 else palette(index / len(present))
+            name = textwrap.shorten(content["class_names"][label], 22)
+            size = np.clip(4000 / len(points), 9, 40)
+            axes.scatter(*points[labels == label].T, s=size, color=color, lw=0, alpha=0.85, label=name)
+        axes.set_title(title, fontsize=12, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        if len(present) <= 20:
+            legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
+            for handle in legend.legend_handles:
+                handle.set_sizes([45])
+        return _uri(figure, "png")

@@ -1,0 +1,80 @@
+"""report.html: one file for people, with the tables, the figures, and the MMVP pairs on which two encoders differ."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dcr_hf.evaluation.maps import thumbnail_name
+from dcr_hf.evaluation.plots import clustering_bars, data_uri, encoder_colors, radar, tsne_map
+from dcr_hf.evaluation.results import Results, read_rows, write_text
+from dcr_hf.evaluation.tables import Table
+
+SHOWN_PAIRS = 60
+
+
+def write_report(results: Results, tables: list[Table], path: Path) -> None:
+    """Everything inside one file: no script, no network. Needs the files that `results` points to, nothing else."""
+    environment = Environment(
+        loader=PackageLoader("dcr_hf.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    ran = {row["benchmark"] for row in results.results}
+    page = environment.get_template("report.html").render(
+        results=results,
+        tables=tables,
+        colors=encoder_colors(results),
+        radar=radar(results) if "mmvp_vlm" in ran else None,
+        bars=clustering_bars(results) if "clustering" in ran else None,
+        maps=[tsne_map(row["path"], f"{row['encoder']}: {row['set']} ({row['feature']})") for row in results.maps],
+        changes=changed_pairs(results),
+        shown=SHOWN_PAIRS,
+    )
+    write_text(path, page)
+
+
+def changed_pairs(results: Results) -> list[dict]:
+    """For each encoder but the first: the pairs that went from wrong to right (gained) and from right to wrong."""
+    paths = {
+        (row["encoder"], row["set"]): row["path"] for row in results.predictions if row["benchmark"] == "mmvp_vlm"
+    }
+    changes = []
+    for (encoder, name), path in paths.items():
+        reference = next(iter(results.encoders))
+        if encoder == reference or (reference, name) not in paths:
+            continue
+        before = {row["item"]: row for row in read_rows(paths[reference, name])}
+        moved = [
+            (before[row["item"]], row)
+            for row in read_rows(path)
+            if row["item"] in before and row["correct"] != before[row["item"]]["correct"]
+        ]
+        groups = {
+            title: [_pair(old, new, results.thumbnails) for old, new in moved if new["correct"] is right]
+            for title, right in (("From wrong to right", True), ("From right to wrong", False))
+        }
+        changes.append({"encoder": encoder, "reference": reference, "groups": groups})
+    return changes
+
+
+def _pair(old: dict, new: dict, folders: list[str]) -> dict:
+    return {
+        "item": new["item"],
+        "category": new["category"],
+        "images": [_thumbnail(name, folders) for name in new["images"]],
+        "statements": [
+            {
+                "text": text,
+                "truth": new["references"][index],
+                "before": old["probabilities"][index],
+                "after": new["probabilities"][index],
+            }
+            for index, text in enumerate(new["statements"])
+        ],
+    }
+
+
+def _thumbnail(name: str, folders: list[str]) -> str:
+    for folder in folders:
+        path = Path(folder) / thumbnail_name(name)
+        if path.is_file():
+            return data_uri(path.read_bytes(), "jpeg")
+    raise FileNotFoundError(f"no small copy of {name} in {', '.join(folders)}: run recipes/evaluate.py on it again.")

@@ -1,0 +1,117 @@
+"""A run's folder: results.json, predictions/*.jsonl, and the report's maps and thumbnails. Written, read, merged."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FORMAT = 1
+_FIELDS = ("results", "comparisons", "encoders", "data", "predictions", "maps", "thumbnails", "runs")
+
+
+@dataclass
+class Results:
+    """One run, or several merged. Paths are absolute here and relative to results.json in the file.
+
+    Attributes:
+        results: rows of encoder, benchmark, dataset, metric, value, n, low, high, interval, ...
+        comparisons: rows of encoder, reference, benchmark, dataset, metric, difference, p, test, noise.
+        encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
+        data: facts by set name (source, revision, items).
+        predictions: rows of encoder, benchmark, set, feature, seeds, path.
+        maps: rows of encoder, set, feature, path.
+        thumbnails: folders with the MMVP images, small.
+        runs: command, dtype, seeds, versions, time of each run.
+    """
+
+    results: list[dict] = field(default_factory=list)
+    comparisons: list[dict] = field(default_factory=list)
+    encoders: dict[str, dict] = field(default_factory=dict)
+    data: dict[str, dict] = field(default_factory=dict)
+    predictions: list[dict] = field(default_factory=list)
+    maps: list[dict] = field(default_factory=list)
+    thumbnails: list[str] = field(default_factory=list)
+    runs: list[dict] = field(default_factory=list)
+
+    def write(self, output_dir: Path) -> None:
+        content = {"format": FORMAT, **{name: getattr(self, name) for name in _FIELDS}}
+        for name in ("predictions", "maps"):
+            content[name] = [{**row, "path": os.path.relpath(row["path"], output_dir)} for row in content[name]]
+        content["thumbnails"] = [os.path.relpath(folder, output_dir) for folder in self.thumbnails]
+        write_text(output_dir / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """A results.json, or the folder that holds one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a file that this program wrote.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}: give a results.json that recipes/evaluate.py wrote.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"{path} has format {content['format']}, this program reads {FORMAT}.")
+        read = Results(**{name: content[name] for name in _FIELDS})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no results.json of recipes/evaluate.py: {error!r}") from None
+    for row in (*read.predictions, *read.maps):
+        row["path"] = str(path.parent / row["path"])
+    read.thumbnails = [str(path.parent / folder) for folder in read.thumbnails]
+    return read
+
+
+def merge(paths: list[Path]) -> Results:
+    """Several runs as one, but for `results` and `comparisons`: these follow from the predictions.
+
+    Encoders of one name and the same weights are one encoder, and what several runs measured of it is taken from the
+    first. Where other weights have a name that is taken, the folder of their run is added to it.
+    """
+    merged = Results()
+    for path in paths:
+        run = read_results(path)
+        names = {}
+        for encoder, facts in run.encoders.items():
+            taken = merged.encoders.get(encoder)
+            same = taken is None or all(taken[part] == facts[part] for part in ("weights", "trained", "dtype"))
+            names[encoder] = encoder if same else f"{encoder} ({path.parent.name if path.is_file() else path.name})"
+            merged.encoders.setdefault(names[encoder], facts)
+        for field_name, identity in (
+            ("predictions", ("encoder", "benchmark", "set")),
+            ("maps", ("encoder", "set")),
+        ):
+            rows = getattr(merged, field_name)
+            known = {tuple(row[part] for part in identity) for row in rows}
+            renamed = [{**row, "encoder": names[row["encoder"]]} for row in getattr(run, field_name)]
+            rows += [row for row in renamed if tuple(row[part] for part in identity) not in known]
+        merged.data = {**run.data, **merged.data}
+        merged.thumbnails += run.thumbnails
+        merged.runs += run.runs
+    return merged
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def slug(*parts: str) -> str:
+    """Names as a file name."""
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

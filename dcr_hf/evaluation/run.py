@@ -1,0 +1,141 @@
+"""A whole evaluation: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
+
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from dcr_hf.evaluation.benchmarks import BENCHMARKS
+from dcr_hf.evaluation.compare import compare, mean_clustering, score_predictions
+from dcr_hf.evaluation.embed import DiskEmbedder
+from dcr_hf.evaluation.image_sets import LabeledImages, PairedImages
+from dcr_hf.evaluation.maps import easiest_to_see, write_map, write_thumbnails
+from dcr_hf.evaluation.plan import Plan, Prepared
+from dcr_hf.evaluation.report import write_report
+from dcr_hf.evaluation.results import Results, merge, slug, write_rows, write_text
+from dcr_hf.evaluation.scores import Scored
+from dcr_hf.evaluation.tables import make_tables, markdown
+
+PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillow")
+
+
+def execute(
+    prepared: Prepared,
+    output_dir: Path,
+    cache_dir: Path,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Results | None:
+    """Measure and write everything; the first encoder is what the others are compared with.
+
+    Under several processes each embeds a share of the images, the main process does the rest; the others return None.
+    """
+    state, plans = PartialState(), prepared.plans
+    embedder = DiskEmbedder(cache_dir, batch_size, workers)
+    for encoder in prepared.encoders:
+        for data in {plan.data.name: plan.data for plan in plans if plan.encoder is encoder}.values():
+            embedder.embed(encoder, data)
+        encoder.release()
+    if not state.is_main_process:
+        return None
+    results = Results(encoders={encoder.name: encoder.identity for encoder in prepared.encoders})
+    for data in (plan.data for plan in plans):
+        results.data[data.name] = {"source": data.source, "revision": data.revision, "images": len(data.images)}
+    results.runs = [_facts(prepared, seeds, batch_size, state)]
+    scored = {}
+    for encoder in prepared.encoders:
+        for plan in (plan for plan in plans if plan.encoder is encoder):
+            scored[encoder.name, plan.benchmark, plan.data.name] = _measure(plan, embedder, seeds, output_dir, results)
+        encoder.release()
+    _collect(results, scored)
+    _illustrate(plans, embedder, output_dir, results)
+    write_outputs(results, output_dir)
+    return results
+
+
+def compare_runs(paths: list[Path], output_dir: Path) -> Results:
+    """Several runs in one table, with paired tests between encoders that were measured on the same items."""
+    results = merge(paths)
+    _collect(results, score_predictions(results))
+    write_outputs(results, output_dir)
+    return results
+
+
+def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_dir: Path, results: Results) -> Scored:
+    benchmark, encoder, data = BENCHMARKS[plan.benchmark], plan.encoder, plan.data
+    rows = benchmark.predict(embedder.embeddings(encoder, data), data, plan.feature, list(seeds))
+    path = output_dir / "predictions" / f"{slug(encoder.name, plan.benchmark, data.name)}.jsonl"
+    write_rows(path, rows)
+    results.predictions.append(
+        {
+            "encoder": encoder.name,
+            "benchmark": plan.benchmark,
+            "set": data.name,
+            "feature": plan.feature,
+            "seeds": list(seeds),
+            "path": str(path.resolve()),
+        }
+    )
+    scored = benchmark.score(data.name, rows)
+    scored.feature = plan.feature
+    return scored
+
+
+def _collect(results: Results, scored: dict[tuple[str, str, str], Scored]) -> None:
+    """All scores and comparisons as rows, the means over clustering sets included."""
+    scored = {**scored, **mean_clustering(scored)}
+    results.results = [
+        {
+            "encoder": encoder,
+            "benchmark": benchmark,
+            **row,
+            "feature": each.feature,
+            "dtype": results.encoders[encoder]["dtype"],
+        }
+        for (encoder, benchmark, _), each in scored.items()
+        for row in each.scores
+    ]
+    results.comparisons = compare(results, scored)
+
+
+def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, results: Results) -> None:
+    labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
+    shown = easiest_to_see(labelled)
+    for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
+        path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.name)}.json"
+        write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
+        facts = {"encoder": plan.encoder.name, "set": shown.name, "feature": plan.feature}
+        results.maps.append({**facts, "path": str(path.resolve())})
+    for data in {plan.data.name: plan.data for plan in plans if isinstance(plan.data, PairedImages)}.values():
+        folder = output_dir / "thumbnails" / slug(data.name)
+        write_thumbnails(folder, data.images)
+        results.thumbnails.append(str(folder.resolve()))
+
+
+def write_outputs(results: Results, output_dir: Path) -> None:
+    """results.json, results.md, report.html."""
+    tables = make_tables(results)
+    results.write(output_dir)
+    write_text(output_dir / "results.md", markdown(tables))
+    write_report(results, tables, output_dir / "report.html")
+
+
+def _facts(prepared: Prepared, seeds: tuple[int, ...], batch_size: int, state: PartialState) -> dict:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "benchmarks": prepared.benchmarks,
+        "seeds": list(seeds),
+        "batch_size": batch_size,
+        "processes": state.num_processes,
+        "device": torch.cuda.get_device_name() if state.device.type == "cuda" else str(state.device),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "refused": prepared.refused,
+    }

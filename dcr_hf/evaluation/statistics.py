@@ -1,0 +1,59 @@
+"""How sure a number is: 95 % intervals, and paired tests between two encoders on the same items."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): right for few trials and near 0 and 1, unlike the normal one."""
+    z = norm.ppf((1 + LEVEL) / 2)
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The statistic on RESAMPLES resamples of the units, drawn with replacement.
+
+    Args:
+        statistic: item weights (N,) -> values of any shape; a weight is how often the item was drawn.
+        units: (N,), the unit that each item belongs to, integers from 0: items of one unit (captions of an image) are
+            drawn together. The same seed and number of units give the same draws, so that two encoders can be paired.
+
+    Returns:
+        (RESAMPLES, ...)
+    """
+    generator = np.random.default_rng(seed)
+    count = int(units.max()) + 1
+    draws = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    return np.stack([statistic(drawn[units].astype(np.float64)) for drawn in draws])
+
+
+def interval(value: float, samples: np.ndarray, lowest: float = 0.0) -> tuple[float, float]:
+    """95 % interval around `value` from the spread of bootstrap `samples` (RESAMPLES,).
+
+    The spread is taken around the samples' own mean: resampling repeats items, which lifts NMI and ARI a little, and
+    the plain percentiles would inherit that bias.
+    """
+    tails = np.quantile(samples - samples.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return max(lowest, float(value + tails[0])), min(1.0, float(value + tails[1]))
+
+
+def bootstrap_p(difference: float, samples_a: np.ndarray, samples_b: np.ndarray) -> float:
+    """Two-sided p-value of `difference` = b - a, from paired samples (RESAMPLES,) of both: how often the centred
+    difference is as large. At least 1 / (RESAMPLES + 1)."""
+    spread = samples_b - samples_a
+    spread = np.abs(spread - spread.mean())
+    return float((1 + np.sum(spread >= abs(difference) - 1e-12)) / (1 + len(spread)))
+
+
+def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
+    """Exact two-sided McNemar test of two encoders on the same items: (N,) booleans each. Only items that exactly one
+    of them has right count; 1.0 where there are none."""
+    gained, lost = int(np.sum(~correct_a & correct_b)), int(np.sum(correct_a & ~correct_b))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

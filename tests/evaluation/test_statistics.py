@@ -1,0 +1,76 @@
+"""Intervals and paired tests against known values, and against how often they are right."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from dcr_hf.evaluation.statistics import RESAMPLES, bootstrap, bootstrap_p, interval, mcnemar_p, wilson
+
+
+def test_wilson_by_its_formula():
+    k, n, z = 26, 135, norm.ppf(0.975)
+    centre = (k + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+    assert wilson(26 / 135, 135) == pytest.approx((centre - half, centre + half))
+    assert wilson(0.0, 15)[0] == 0.0 and wilson(0.0, 15)[1] > 0.15
+    assert wilson(1.0, 15)[1] == 1.0
+
+
+def test_mcnemar_by_hand():
+    a = np.array([True] * 10 + [False] * 10)
+    b = a.copy()
+    assert mcnemar_p(a, b) == 1.0
+    b[10:16] = True  # six gained, none lost: 2 * (1/2)^6
+    assert mcnemar_p(a, b) == pytest.approx(2 / 2**6)
+    assert mcnemar_p(b, a) == mcnemar_p(a, b)
+    b[0] = False  # six gained, one lost: 2 * (1 + 7) / 2^7
+    assert mcnemar_p(a, b) == pytest.approx(2 * 8 / 2**7)
+
+
+def mean(values):
+    return lambda weights: weights @ values / weights.sum()
+
+
+def test_bootstrap_has_the_standard_error_of_a_mean():
+    values = np.random.default_rng(0).normal(size=400)
+    samples = bootstrap(mean(values), np.arange(400))
+    assert samples.shape == (RESAMPLES,)
+    assert samples.std() == pytest.approx(values.std() / 20, rel=0.1)
+    low, high = interval(0.5, samples)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_items_of_a_unit_are_drawn_together():
+    """Five copies of each of 50 values are 50 observations, not 250."""
+    values = np.random.default_rng(0).normal(size=50)
+    together = bootstrap(mean(np.repeat(values, 5)), np.repeat(np.arange(50), 5))
+    apart = bootstrap(mean(np.repeat(values, 5)), np.arange(250))
+    assert together.std() == pytest.approx(values.std() / np.sqrt(50), rel=0.1)
+    assert together.std() > 2 * apart.std()
+
+
+def test_interval_is_centred_and_bounded():
+    samples = np.linspace(0.8, 0.9, 1000)  # as from a biased statistic: the value itself is 0.7
+    assert interval(0.7, samples) == pytest.approx((0.6525, 0.7475), abs=1e-3)
+    assert interval(0.99, samples)[1] == 1.0
+    assert interval(0.01, samples)[0] == 0.0
+    assert interval(0.01, samples, lowest=-1.0)[0] < 0.0
+
+
+def test_paired_p_value_is_uniform_without_an_effect_and_small_with_one():
+    generator = np.random.default_rng(0)
+    small = 0
+    for trial in range(60):
+        shared = generator.normal(size=200)
+        a, b = shared + generator.normal(size=(2, 200)) * 0.3
+        p = bootstrap_p(b.mean() - a.mean(), *(bootstrap(mean(each), np.arange(200), seed=trial) for each in (a, b)))
+        small += p < 0.05
+    assert small <= 9  # expected 3 of 60
+    a, b = shared, shared + 0.1 + generator.normal(size=200) * 0.3
+    p = bootstrap_p(b.mean() - a.mean(), *(bootstrap(mean(each), np.arange(200)) for each in (a, b)))
+    assert p < 0.01  # unpaired, a difference of 0.1 between 2 x 200 standard normals would be lost in the noise
+
+
+def test_no_difference_is_no_finding():
+    samples = bootstrap(mean(np.arange(10.0)), np.arange(10))
+    assert bootstrap_p(0.0, samples, samples) == 1.0
