@@ -61,7 +61,8 @@ class ConditionModel(nn.Module):
 
     def gradient_checkpointing_enable(self, **kwargs) -> None:
         """`--gradient_checkpointing`: recompute the encoder's layers in the backward pass."""
-        self.encoder.model.gradient_checkpointing_enable(**kwargs)
+        # Of the vision tower: for the whole SigLIP transformers looks for the text side, which was dropped.
+        self.encoder.model.vision_model.gradient_checkpointing_enable(**kwargs)
 
     def save_trained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write what is trained and nothing else: `projector/`; peft's adapter files, or the vision side's weights.

@@ -111,11 +111,33 @@ class DCRConfig(TrainingArguments):
         default="pixels",
         metadata={"help": "Where the view is made. The released code jitters normalised values: normalized."},
     )
-    pair_chunk_size: int = field(
-        default=32,
+    num_negatives: int | None = field(
+        default=None,
         metadata={
-            "help": "Pairs of latent and condition that go through the UNet at once; sets the peak memory. Each chunk "
-            "is computed again in the backward pass. 0: all at once, nothing computed twice, the most memory."
+            "help": "Contrast each image with this many others, drawn anew at every step, instead of all. A step then "
+            "costs B * (K + 2) UNet evaluations. Not the paper's objective."
+        },
+    )
+    detach_negatives: bool = field(
+        default=False,
+        metadata={
+            "help": "No gradient through the predictions under other images' conditions: of the B * B + B evaluations "
+            "only 2 * B have a backward pass. Not the paper's objective."
+        },
+    )
+    gather_conditions: bool = field(
+        default=False,
+        metadata={
+            "help": "The images of all processes' batches are negatives too, W times as many: B * (W * B + 1) UNet "
+            "evaluations a process. Not the paper's objective."
+        },
+    )
+    pair_chunk_size: str = field(
+        default="auto",
+        metadata={
+            "help": "Pairs of latent and condition that go through the UNet at once; sets the peak memory. All chunks "
+            "but the last are computed again in the backward pass. 0: all at once, nothing computed twice, the most "
+            "memory. auto: measured once, so that as little as possible is computed twice in the memory that is free."
         },
     )
     denoiser_dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
@@ -148,6 +170,8 @@ class DCRConfig(TrainingArguments):
     def __post_init__(self):
         if self.eval_benchmarks and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        if self.tf32 is None and not self.use_cpu and torch.cuda.is_available():
+            self.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, from Ampere on
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()
@@ -167,9 +191,44 @@ class DCRConfig(TrainingArguments):
             raise ValueError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for full fine-tuning.")
         if not 0 <= self.max_bad_fraction < 1:
             raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
-        for name in ("pair_chunk_size", "shuffle_buffer"):
-            if getattr(self, name) < (name == "shuffle_buffer"):
-                raise ValueError(f"--{name} is {getattr(self, name)}; it is a number of images or pairs.")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"--shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1.")
+        self._read_pair_chunk_size()
+        self._check_negatives()
+
+    def _read_pair_chunk_size(self) -> None:
+        if self.pair_chunk_size != "auto":
+            if not str(self.pair_chunk_size).isdecimal():
+                raise ValueError(
+                    f"--pair_chunk_size is {self.pair_chunk_size}; it is a number of pairs, 0 for all at once, or "
+                    "auto."
+                )
+            self.pair_chunk_size = int(self.pair_chunk_size)
+
+    def _check_negatives(self) -> None:
+        if self.gather_conditions and self.world_size == 1:
+            raise ValueError(
+                "--gather_conditions takes negatives from other processes, and there is only this one. Leave it out, "
+                "or start more with accelerate launch."
+            )
+        others = self.other_images
+        if self.num_negatives is not None and not 1 <= self.num_negatives <= others:
+            raise ValueError(
+                f"--num_negatives is {self.num_negatives}; each image has {others} others to be contrasted with: it "
+                f"must be from 1 to {others}. Without it, all are taken."
+            )
+
+    @property
+    def other_images(self) -> int:
+        """How many negatives an image can have."""
+        return self.per_device_train_batch_size * (self.world_size if self.gather_conditions else 1) - 1
+
+    @property
+    def unet_evaluations(self) -> tuple[int, int]:
+        """Of one batch on one device: forward and backward, and forward only."""
+        batch = self.per_device_train_batch_size
+        negatives = self.num_negatives or self.other_images
+        return (2 * batch, negatives * batch) if self.detach_negatives else ((negatives + 2) * batch, 0)
 
     @property
     def denoiser_torch_dtype(self) -> torch.dtype | None:

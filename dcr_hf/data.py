@@ -193,7 +193,9 @@ class TrainingImages(IterableDataset):
         if row["error"] is not None:
             raise BadImageError(row["error"])
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(row["key"].encode())])
-        return _to_tensor(random_resized_crop(decode_image(row["image"]), self.image_size, rng))
+        # Twice what the crop is resized to, so that the decoder's own averaging is not seen in it.
+        image = decode_image(row["image"], enough=2 * self.image_size)
+        return _to_tensor(random_resized_crop(image, self.image_size, rng))
 
     def _refuse_bad_data(self, window: deque) -> None:
         bad = [entry for entry in window if entry is not None]

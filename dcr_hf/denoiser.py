@@ -1,78 +1,37 @@
 """The frozen Stable Diffusion: images -> latents, noise and target; predictions for pairs of latent and condition."""
 
-import json
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch.nn import functional as F
 
-from dcr_hf.encoder import local_folder
+from dcr_hf.chunks import ChunkPlan, Evaluate, predict_in_chunks
+from dcr_hf.fast_path import begin, finish, install
+from dcr_hf.pipeline import check_denoiser, embed_empty_prompt, native_target
+from dcr_hf.planner import make_plan
 
 NoiseTarget = Literal["auto", "epsilon", "velocity"]
-_TARGET_OF_PREDICTION_TYPE = {"epsilon": "epsilon", "v_prediction": "velocity"}
-_PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
-
-
-def check_denoiser(path_or_id: str) -> int:
-    """Raise, before any weights are read, unless this is a Stable Diffusion 1.x or 2.x pipeline folder or id.
-
-    Returns:
-        C, the width of its conditions.
-
-    Raises:
-        FileNotFoundError: parts of the pipeline are missing.
-        ValueError: another pipeline, or a scheduler with an unknown prediction type.
-    """
-    folder = local_folder(path_or_id, ["model_index.json", "*/*.json", "tokenizer/*"])
-    index_file = folder / "model_index.json"
-    index = json.loads(index_file.read_text()) if index_file.is_file() else {}
-    if "text_encoder_2" in index or (folder / "text_encoder_2").is_dir():
-        raise ValueError(
-            f"denoiser {path_or_id!r} is a Stable Diffusion XL ({index.get('_class_name', 'two text encoders')}): its "
-            "UNet also needs a pooled prompt and time ids. Supported are Stable Diffusion 1.x and 2.x."
-        )
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"denoiser {path_or_id!r} lacks {', '.join(missing)}. Expected is a Stable Diffusion 1.x or 2.x folder as "
-            f"diffusers writes it, with {', '.join(_PARTS)}."
-        )
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    if unet["_class_name"] != "UNet2DConditionModel" or unet["in_channels"] != 4:
-        raise ValueError(
-            f"denoiser {path_or_id!r} has a {unet['_class_name']} with {unet['in_channels']} input channels; "
-            "supported is Stable Diffusion's UNet2DConditionModel with 4 (no inpainting or depth model)."
-        )
-    _native_target(path_or_id, json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
-    return unet["cross_attention_dim"]
-
-
-def _native_target(path_or_id: str, scheduler_config: dict) -> str:
-    prediction_type = scheduler_config.get("prediction_type", "epsilon")
-    if prediction_type not in _TARGET_OF_PREDICTION_TYPE:
-        raise ValueError(
-            f"denoiser {path_or_id!r}: its scheduler's prediction_type is {prediction_type!r}; supported are "
-            f"{', '.join(_TARGET_OF_PREDICTION_TYPE)}."
-        )
-    return _TARGET_OF_PREDICTION_TYPE[prediction_type]
+PairChunkSize = int | Literal["auto"]
 
 
 class FrozenDenoiser(nn.Module):
     """A frozen Stable Diffusion that predicts noise (or velocity) under conditions made from images.
 
-    A condition c (C,) is added to every token of the empty prompt's embedding E (77, C). It is never a child of the
-    trained module: it holds no trainable weight, and checkpoints and ZeRO must not see it. It computes in its own
-    dtype, whatever autocast is active, and returns float32.
+    A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` has the cheaper
+    way to the same predictions. The denoiser is never a child of the trained module: it holds no trainable weight, and
+    checkpoints and ZeRO must not see it. It computes in its own dtype, whatever autocast is active, and returns
+    float32.
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.
         empty_prompt: E (1, 77, C).
         noise_target: "epsilon" or "velocity", what y is.
-        pair_chunk_size: pairs that go through the UNet at once; 0 for all. Chunks are recomputed in the backward
-            pass, so that the chunk and not B * B sets the peak memory; one chunk is never recomputed.
+        bias_matrix: (L, C), turns a condition into its biases of all cross-attention layers.
+        pair_chunk_size: pairs that go through the UNet at once; 0 for all. All chunks but the last are recomputed in
+            the backward pass, so that the chunk and not B * B sets the peak memory. "auto": by what is free, see
+            `planner`.
         evaluations: forward passes of the UNet asked for so far, recomputations not counted.
     """
 
@@ -83,13 +42,13 @@ class FrozenDenoiser(nn.Module):
         scheduler: DDPMScheduler,
         empty_prompt: Tensor,
         noise_target: NoiseTarget = "auto",
-        pair_chunk_size: int = 0,
+        pair_chunk_size: PairChunkSize = 0,
     ):
         super().__init__()
-        self.unet = unet
-        self.vae = vae
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.vae = vae.to(memory_format=torch.channels_last)
         self.scheduler = scheduler
-        self.native_target = _native_target("denoiser", scheduler.config)
+        self.native_target = native_target("denoiser", scheduler.config)
         self.noise_target = self.native_target if noise_target == "auto" else noise_target
         self.condition_width: int = unet.config.cross_attention_dim
         self.pair_chunk_size = pair_chunk_size
@@ -98,6 +57,9 @@ class FrozenDenoiser(nn.Module):
         # float32 on the device once: DDPMScheduler keeps them on the CPU and would copy them at every step.
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clone(), persistent=False)
         self.requires_grad_(False).eval()
+        self.register_buffer("bias_matrix", install(unet, self.empty_prompt), persistent=False)
+        self._plans: dict[tuple, ChunkPlan] = {}
+        self._finish, self._forward, self._compiled = finish, unet.forward, False
 
     @classmethod
     def from_pretrained(
@@ -105,7 +67,7 @@ class FrozenDenoiser(nn.Module):
         path_or_id: str,
         dtype: torch.dtype | None = None,
         noise_target: NoiseTarget = "auto",
-        pair_chunk_size: int = 0,
+        pair_chunk_size: PairChunkSize = 0,
     ) -> "FrozenDenoiser":
         """Load a diffusers Stable Diffusion 1.x or 2.x folder or id, on the CPU.
 
@@ -123,7 +85,7 @@ class FrozenDenoiser(nn.Module):
             unet=UNet2DConditionModel.from_pretrained(path_or_id, subfolder="unet", **load),
             vae=AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", **load),
             scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
-            empty_prompt=_embed_empty_prompt(path_or_id),
+            empty_prompt=embed_empty_prompt(path_or_id),
             noise_target=noise_target,
             pair_chunk_size=pair_chunk_size,
         )
@@ -135,7 +97,7 @@ class FrozenDenoiser(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> sampled, scaled latents l (B, 4, h, w), float32."""
-        with torch.autocast(images.device.type, enabled=False):
+        with _own_dtype(images):
             posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
             return posterior.sample().float() * self.vae.config.scaling_factor
 
@@ -169,13 +131,13 @@ class FrozenDenoiser(nn.Module):
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (B, C).
+            conditions: c (B, C), or (B, 77, C) with one vector a token.
 
         Returns:
             (B, 4, h, w), float32, differentiable in the conditions.
         """
-        rows = torch.arange(len(noisy_latents), device=noisy_latents.device)
-        return self._predict_indexed(noisy_latents, timesteps, conditions, rows, rows)
+        own = torch.arange(len(noisy_latents), device=noisy_latents.device)[:, None]
+        return self.predict_chosen(noisy_latents, timesteps, conditions, own).squeeze(1)
 
     def predict_pairs(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """P: the prediction for every noisy latent under every condition.
@@ -183,47 +145,78 @@ class FrozenDenoiser(nn.Module):
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (K, C).
+            conditions: c (K, C), or (K, 77, C) with one vector a token.
 
         Returns:
             (B, K, 4, h, w), float32, differentiable in the conditions.
         """
-        batch, count = len(noisy_latents), len(conditions)
-        pairs = torch.arange(batch * count, device=noisy_latents.device)
-        flat = self._predict_indexed(noisy_latents, timesteps, conditions, pairs // count, pairs % count)
-        return flat.unflatten(0, (batch, count))  # (B, K, 4, h, w)
+        every = torch.arange(len(conditions), device=noisy_latents.device).expand(len(noisy_latents), -1)
+        return self.predict_chosen(noisy_latents, timesteps, conditions, every)
 
-    def _predict_indexed(
-        self,
-        noisy_latents: Tensor,
-        timesteps: Tensor,
-        conditions: Tensor,
-        latent_index: Tensor,
-        condition_index: Tensor,
-    ) -> Tensor:
-        """(P, 4, h, w): latent latent_index[p] under condition condition_index[p], in chunks of pairs."""
-        self.evaluations += len(latent_index)
-        size = self.pair_chunk_size or len(latent_index)
-        chunks = list(zip(latent_index.split(size), condition_index.split(size), strict=True))
-        recompute = len(chunks) > 1 and torch.is_grad_enabled() and conditions.requires_grad
-        predictions = []
-        for rows, columns in chunks:
-            inputs = (noisy_latents, timesteps, conditions, rows, columns)
-            if recompute:
-                # The frozen UNet in eval mode draws no random numbers: there is no generator state to bring back.
-                chunk = checkpoint(self._predict_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                chunk = self._predict_chunk(*inputs)
-            predictions.append(chunk)
-        return torch.cat(predictions)
+    def predict_chosen(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor, chosen: Tensor) -> Tensor:
+        """The predictions for every noisy latent under conditions of its own choice.
 
-    def _predict_chunk(
-        self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
-        """The plain path, right for any condition: E + 1 c through the UNet's own cross-attention."""
-        with torch.autocast(noisy_latents.device.type, enabled=False):
-            tokens = self.empty_prompt + conditions[columns].to(self.dtype)[:, None]  # (P, 77, C)
-            return self.unet(noisy_latents[rows].to(self.dtype), timesteps[rows], tokens, return_dict=False)[0].float()
+        Conditions that are the same for all tokens take the fast path (`fast_path`), others the plain one: with
+        `conditions[:, None].expand(-1, 77, -1)` the two can be compared.
+
+        Args:
+            noisy_latents: n (B, 4, h, w).
+            timesteps: t (B,).
+            conditions: c (K, C), or (K, 77, C) with one vector a token.
+            chosen: (B, M), [i, m] is the number of the m-th condition of latent i.
+
+        Returns:
+            (B, M, 4, h, w), float32, differentiable in the conditions.
+        """
+        self.evaluations += chosen.numel()
+        rows = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
+        path = self._fast_path if conditions.ndim == 2 else self._plain_path
+        with _own_dtype(noisy_latents):
+            evaluate, brought = path(noisy_latents.to(self.dtype), timesteps, conditions)
+            brought = brought[chosen.flatten()]  # (B * M, ...)
+            plan = self._plan(evaluate, rows, brought)
+            flat = predict_in_chunks(evaluate, rows, brought, plan, pad=self._compiled)
+        return flat.float().unflatten(0, chosen.shape)  # (B, M, 4, h, w)
+
+    def _fast_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
+        """A condition brings one bias vector a layer: (K, L)."""
+        beginning = begin(self.unet, noisy_latents, timesteps, len(self.bias_matrix))
+
+        def evaluate(rows: Tensor, biases: Tensor) -> Tensor:
+            with _own_dtype(biases):
+                return self._finish(self.unet, beginning.of(rows), biases.to(self.dtype))
+
+        return evaluate, F.linear(conditions.to(self.bias_matrix.dtype), self.bias_matrix)
+
+    def _plain_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
+        """Right for any condition: E + c through the UNet's own cross-attention. A condition brings c: (K, 77, C)."""
+
+        def evaluate(rows: Tensor, conditions: Tensor) -> Tensor:
+            with _own_dtype(conditions):
+                tokens = self.empty_prompt + conditions.to(self.dtype)  # (P, 77, C)
+                return self._forward(noisy_latents[rows], timesteps[rows], tokens, return_dict=False)[0]
+
+        return evaluate, conditions
+
+    def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
+        """Made once for each number and kind of pairs, so that all steps of a run have the same chunks."""
+        key = (self.pair_chunk_size, len(rows), brought.ndim)
+        if key not in self._plans:
+            automatic = self.pair_chunk_size == "auto"
+            self._plans[key] = (
+                make_plan(evaluate, rows, brought) if automatic else ChunkPlan(self.pair_chunk_size or len(rows))
+            )
+        return self._plans[key]
+
+    def plan_anew(self) -> None:
+        """Forget what was measured: another model has to fit beside the pairs now."""
+        self._plans.clear()
+
+    def compile_unet(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compile what every chunk runs, for one fixed shape: the last chunk is filled up from now on."""
+        self._finish = torch.compile(finish, backend=backend, mode=mode, dynamic=False)
+        self._forward = torch.compile(self.unet.forward, backend=backend, mode=mode, dynamic=False)
+        self._compiled = True
 
     def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
@@ -231,12 +224,6 @@ class FrozenDenoiser(nn.Module):
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
-@torch.no_grad()
-def _embed_empty_prompt(path_or_id: str) -> Tensor:
-    """E (1, 77, C) of the denoiser's own text encoder, which is dropped afterwards: E never changes."""
-    tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(path_or_id, subfolder="text_encoder", dtype=torch.float32).eval()
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    return text_encoder(tokens.input_ids).last_hidden_state
+def _own_dtype(tensor: Tensor) -> torch.autocast:
+    """No autocast. Said again in what the backward pass recomputes, which may run under another one."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -28,18 +28,25 @@ def dcr_cosines(predictions: Tensor, view_predictions: Tensor, target: Tensor) -
         )
     if batch < 2:
         raise ValueError("a batch of 1 has no negatives: the DCR loss needs at least 2 images on each device.")
-    # Under autocast the product below would run in half precision, whatever its inputs are.
-    with torch.autocast(predictions.device.type, enabled=False):
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        units = F.normalize(predictions.flatten(2).to(dtype), dim=-1)  # (B, B, N)
-        anchors = units.diagonal().T  # (B, N)
-        positives = torch.stack([view_predictions, target], dim=1).flatten(2).to(dtype)
-        positives = F.normalize(positives, dim=-1)  # (B, 2, N)
-        to_positives = torch.einsum("in,ipn->ip", anchors, positives)
-        to_all = torch.einsum("in,ijn->ij", anchors, units)
+    anchors = predictions.diagonal().movedim(-1, 0)  # (B, *S)
+    positives = torch.cat([cosines(anchors, view_predictions[:, None]), cosines(anchors, target[:, None])], dim=1)
+    to_all = cosines(anchors, predictions)  # (B, B)
     # Off-diagonal entries by shape alone: a boolean mask would make the host wait for the device.
     negatives = to_all.flatten()[1:].view(batch - 1, batch + 1)[:, :-1].reshape(batch, batch - 1)
-    return to_positives, negatives
+    return positives, negatives
+
+
+def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """anchors (B, *S), candidates (B, M, *S) -> the cosine of each anchor to its own candidates, (B, M).
+
+    In float32, or float64 for float64 inputs, whatever autocast is active.
+    """
+    # Under autocast the product would run in half precision, whatever its inputs are.
+    with torch.autocast(anchors.device.type, enabled=False):
+        dtype = torch.promote_types(candidates.dtype, torch.float32)
+        anchors = F.normalize(anchors.flatten(1).to(dtype), dim=-1)  # (B, N)
+        candidates = F.normalize(candidates.flatten(2).to(dtype), dim=-1)  # (B, M, N)
+        return torch.einsum("bn,bmn->bm", anchors, candidates)
 
 
 def multi_positive_info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:

@@ -159,7 +159,7 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             modules[_module_of(name)] += parameter.numel()
     batch = args.per_device_train_batch_size
     per_step = batch * args.gradient_accumulation_steps * args.world_size
-    evaluations = (batch * batch + batch) * args.gradient_accumulation_steps * args.world_size
+    both, forward = (count * args.gradient_accumulation_steps * args.world_size for count in args.unet_evaluations)
     epoch = (
         f"about {math.ceil(images / per_step):,}"
         if images
@@ -173,7 +173,8 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             *(f"    {name:<{width}}  {count:>12,}" for name, count in modules.items()),
             f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
             f"accumulated x {args.world_size} devices",
-            f"  UNet evaluations      {evaluations:,} a step, forward and backward",
+            f"  UNet evaluations      {both:,} a step, forward and backward"
+            + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",
         ]
     )

@@ -11,6 +11,10 @@ class StepLog:
     """Metrics of the steps since the last line, of this rank; `line` makes them one line of all ranks.
 
     Reading a metric makes the host wait for the step, so nothing is read before a line is due.
+
+    Attributes:
+        waited: seconds of the window that the host waited for data. The device may have been busy meanwhile, so this
+            is an upper bound of its own wait.
     """
 
     def __init__(self, world_size: int, device: torch.device):
@@ -18,13 +22,14 @@ class StepLog:
         self.skipped: Counter[str] = Counter()
         self._metrics: list[dict[str, Tensor]] = []
         self._images = 0
+        self.waited = 0.0
         self._start: tuple[float, int] | None = None
         self._first_bad_step = torch.full((), -1, device=device)
 
     def begin(self, evaluations: int) -> None:
         """Start the clock of the first window, at its first step."""
         if self._start is None:
-            self._start = (time.perf_counter(), evaluations)
+            self._start, self.waited = (time.perf_counter(), evaluations), 0.0
 
     def record(self, step: int, loss: Tensor, metrics: dict[str, Tensor], images: int, skipped: list) -> None:
         """One batch: metrics are scalars on the device; skipped are (reason, key)."""
@@ -43,9 +48,10 @@ class StepLog:
         rates = {
             "images_per_second": self._images * self.world_size / seconds,
             "unet_evaluations_per_second": (evaluations - evaluations_before) * self.world_size / seconds,
+            "data_wait_share": self.waited / seconds,
         }
         line = self._means() | {name: round(rate, 3) for name, rate in rates.items()} | self._skipped_counts()
-        self._metrics, self._images = [], 0
+        self._metrics, self._images, self.waited = [], 0, 0.0
         self._start = (time.perf_counter(), evaluations)
         return line
 

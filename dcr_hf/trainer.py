@@ -2,10 +2,12 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
@@ -17,7 +19,7 @@ from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
-from dcr_hf.objectives import OBJECTIVES, Diffused
+from dcr_hf.objectives import OBJECTIVES, Diffused, Negatives
 from dcr_hf.steplog import StepLog, gather_objects
 
 
@@ -68,6 +70,10 @@ class DCRTrainer(Trainer):
         # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
         self.model_accepts_loss_kwargs = False
         self.denoiser = denoiser.to(args.device)
+        self.denoiser.plan_anew()
+        if args.torch_compile:
+            self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
+        self.negatives = Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions)
         self.view = PositiveView(
             model.encoder.image_size,
             flips=args.view_flips,
@@ -89,7 +95,7 @@ class DCRTrainer(Trainer):
         conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
         diffused = Diffused.draw(self.denoiser, images)
         loss, metrics = OBJECTIVES[self.args.objective](
-            self.denoiser, diffused, conditions, view_conditions, self.args.temperature
+            self.denoiser, diffused, conditions, view_conditions, self.args.temperature, self.negatives
         )
         self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
         self._batches += 1
@@ -128,6 +134,18 @@ class DCRTrainer(Trainer):
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self.step_log.waited += time.perf_counter() - start
+        return samples
+
+    def _prepare_input(self, data):
+        """Copies from pinned memory that the host does not wait for."""
+        if isinstance(data, Tensor):
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to a training step's line what `StepLog` kept."""

@@ -89,7 +89,8 @@ def saved_bytes(denoiser, chunk):
 
 
 def test_chunks_keep_little_between_forward_and_backward(denoiser):
-    assert saved_bytes(denoiser, 3) < saved_bytes(denoiser, 0) / 10
+    # The last chunk, one pair of fifteen here, keeps its activations.
+    assert saved_bytes(denoiser, 1) < saved_bytes(denoiser, 0) / 10
 
 
 def test_predict_is_the_diagonal_of_the_pairs(denoiser):

@@ -1,0 +1,59 @@
+"""Run by torchrun on two processes: one step with the conditions of both, written down by each rank."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dcr_hf import FrozenDenoiser
+from dcr_hf.objectives import Diffused, Negatives, dcr
+
+BATCH, WIDTH = 3, 7  # of each rank, of the embeddings
+
+
+def batch_of(ranks: list[int], denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor, Diffused]:
+    """Embeddings, views' embeddings and latents of these ranks together."""
+    embeddings, views, parts = [], [], []
+    for rank in ranks:
+        generator = torch.Generator().manual_seed(rank)
+        embeddings.append(torch.randn(BATCH, WIDTH, generator=generator))
+        views.append(torch.randn(BATCH, WIDTH, generator=generator))
+        noisy, noise, target = torch.randn(3, BATCH, 4, 4, 4, generator=generator)
+        parts.append((noisy, torch.randint(1000, (BATCH,), generator=generator), noise, target))
+    noisy, timesteps, noise, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(embeddings), torch.cat(views), Diffused(noisy, timesteps, noise, target)
+
+
+def projector(denoiser: FrozenDenoiser) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, denoiser.condition_width)
+
+
+def step(model: nn.Module, denoiser: FrozenDenoiser, ranks: list[int], negatives: Negatives) -> dict:
+    embeddings, views, diffused = batch_of(ranks, denoiser)
+    conditions, view_conditions = model(torch.cat([embeddings, views])).chunk(2)
+    loss, metrics = dcr(denoiser, diffused, conditions, view_conditions, 0.1, negatives)
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "evaluations": denoiser.evaluations,
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "metrics": metrics,
+    }
+
+
+def main(denoiser_folder: str, output: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    for detach in (False, True):
+        denoiser = FrozenDenoiser.from_pretrained(denoiser_folder)
+        model = DistributedDataParallel(projector(denoiser))
+        record = step(model, denoiser, [rank], Negatives(gather=True, detach=detach))
+        torch.save(record, Path(output) / f"detach{detach}-rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
