@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -73,8 +74,9 @@ class ConditionModel(nn.Module):
         """
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.trains_projector:
-            gathered = Projector(self.projector.embedding_width, self.projector.condition_width)
-            gathered.load_state_dict(_below("projector.", state_dict))
+            with torch.device("meta"):  # not initialised: that would draw from the generator that training uses
+                gathered = Projector(self.projector.embedding_width, self.projector.condition_width)
+            gathered.load_state_dict(_below("projector.", state_dict), assign=True)
             gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
         if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
             self.encoder.model.save_pretrained(folder, state_dict=_below("encoder.model.", state_dict))

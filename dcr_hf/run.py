@@ -175,6 +175,7 @@ def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation |
     elif recipe.projector:
         raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
     source = find_source(recipe.train_data)
+    _check_amount(recipe, args, source)
     finished = [output / STAGE1] if recipe.stage == "1" else list(export_folders(recipe.encoder, output))
     there = [folder for folder in finished if (is_finished(folder) if recipe.stage == "1" else folder.exists())]
     if there and not (recipe.overwrite_output_dir or recipe.dry_run):
@@ -185,6 +186,16 @@ def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation |
     if not recipe.overwrite_output_dir:
         _check_resume(recipe, args)
     return source, _evaluation(recipe, args)
+
+
+def _check_amount(recipe: Recipe, args: DCRConfig, source: Source) -> None:
+    wanted = args.per_device_train_batch_size * args.world_size
+    if source.images is not None and source.images < wanted:
+        raise ValueError(
+            f"--train_data {recipe.train_data!r} has about {source.images} images, fewer than one batch of "
+            f"{args.per_device_train_batch_size} for each of {args.world_size} processes. Give more data, or lower "
+            "--per_device_train_batch_size or the number of processes."
+        )
 
 
 def _evaluation(recipe: Recipe, args: DCRConfig) -> TrainingEvaluation | None:

@@ -2,9 +2,11 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,11 +71,11 @@ def results(output):
     return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def assert_same(output, expected):
+def assert_same(output, expected, stage2_steps=6):
     found = results(output)
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
-    for stage, steps in (("stage1", 4), ("stage2", 6)):
+    for stage, steps in (("stage1", 4), ("stage2", stage2_steps)):
         history = json.loads((output / stage / "trainer_state.json").read_text())["log_history"]
         assert [line["step"] for line in history if "loss" in line] == list(range(1, steps + 1))
         assert [line["epoch"] for line in history if "loss" in line] == [step / steps for step in range(1, steps + 1)]
@@ -133,36 +135,58 @@ def test_sigkill_at_random_moments_changes_nothing(options, tmp_path, request):
     assert killed >= kills
 
 
-def test_two_processes_killed_and_resumed_end_alike(options, tmp_path):
-    def launch(output, *more, env=None):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        command += [str(HERE.parent / "recipes" / "openai_vitl.py"), *words(options | {"--output_dir": output}), *more]
-        return subprocess.Popen(
-            [*command, "--use_cpu"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+def launch_two(options, output):
+    """The recipe on two gloo processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += [str(HERE.parent / "recipes" / "openai_vitl.py"), "--use_cpu"]
+    command += words(options | {"--output_dir": output, "--stage2_max_steps": 12})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
-    whole = launch(tmp_path / "whole")
-    _, error = whole.communicate()
-    assert whole.returncode == 0, error
 
-    crashed = launch(tmp_path / "crashed")
-    while crashed.poll() is None and not (tmp_path / "crashed" / "stage2" / "checkpoint-2" / MARK).exists():
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            crashed.wait(0.01)
-    assert crashed.poll() is None, crashed.communicate()[1]
-    for process in [*psutil.Process(crashed.pid).children(recursive=True), crashed]:
-        process.kill()
-    crashed.communicate()
-    assert not (tmp_path / "crashed" / "stage2" / "adapter_model.safetensors").exists()
+def end_of(process):
+    _, error = process.communicate()
+    return process.returncode, error
 
-    resumed = launch(tmp_path / "crashed")
-    _, error = resumed.communicate()
-    assert resumed.returncode == 0, error
-    assert_same(tmp_path / "crashed", results(tmp_path / "whole"))
+
+def reach_stage_2(process, output):
+    """Wait for its second checkpoint; returns the launcher's processes, by rank."""
+    while process.poll() is None and not (output / "stage2" / "checkpoint-2" / MARK).exists():
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    children = psutil.Process(process.pid).children(recursive=True)
+    return {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
+
+
+@pytest.fixture
+def two_uninterrupted(options, tmp_path):
+    code, error = end_of(launch_two(options, tmp_path / "whole"))
+    assert code == 0, error
+    return results(tmp_path / "whole")
+
+
+def test_two_processes_killed_or_signalled_and_resumed_end_alike(options, two_uninterrupted, tmp_path):
+    killed = tmp_path / "killed"
+    process = launch_two(options, killed)
+    for child in reach_stage_2(process, killed).values():
+        child.kill()
+    assert end_of(process)[0] != 0
+    assert not (killed / "stage2" / "adapter_model.safetensors").exists()
+
+    # Only one rank is told; both stop after the same step, with one whole checkpoint of that step.
+    signalled = tmp_path / "signalled"
+    process = launch_two(options | {"--save_steps": 2}, signalled)
+    reach_stage_2(process, signalled)["1"].terminate()
+    code, error = end_of(process)
+    assert code != 0 and "exitcode  : 75" in error
+    steps = set(re.findall(r"stopped by a signal at step (\d+) of 12", error))
+    assert len(steps) == 1
+    assert whole_checkpoints(signalled / "stage2")[-1].name == f"checkpoint-{steps.pop()}"
+
+    for output in (killed, signalled):
+        code, error = end_of(launch_two(options, output))
+        assert code == 0, error
+        assert_same(output, two_uninterrupted, stage2_steps=12)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

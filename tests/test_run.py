@@ -167,6 +167,7 @@ def test_dry_run_says_what_would_run_and_leaves_nothing(options):
         ({"--denoiser": "clip"}, "lacks unet, vae, scheduler, tokenizer, text_encoder"),
         ({"--train_data": "no_such/*.tar"}, "matches no file"),
         ({"--per_device_train_batch_size": 1}, "needs at least 2"),
+        ({"--per_device_train_batch_size": 49}, "about 48 images, fewer than one batch of 49"),
         ({"--stage": 3}, "invalid choice: '3'"),
         ({"--temprature": 0.2}, "unknown option 'temprature'. Did you mean temperature?"),
         ({"--objective": "drc"}, "--objective 'drc' is unknown; there are dcr"),

@@ -208,6 +208,20 @@ def test_checkpoints_hold_what_is_trained_and_can_be_resumed(clip_folder, sd_fol
     assert json.loads((checkpoint / "training_args.json").read_text())["temperature"] == 0.1
 
 
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_how_often_is_saved_and_logged_changes_nothing(clip_folder, sd_folder, tmp_path, name):
+    def run(folder, **options):
+        model_args = config(folder, max_steps=4, **options)
+        model = stage(name, ImageEncoder.from_pretrained(str(clip_folder)), model_args)
+        denoiser = FrozenDenoiser.from_pretrained(str(sd_folder))
+        DCRTrainer(model, model_args, denoiser, train_dataset=photo_items(8)).train()
+        return snapshot(model)
+
+    often = run(tmp_path / "often", save_strategy="steps", save_steps=1, logging_steps=1)
+    never = run(tmp_path / "never", logging_steps=3)
+    assert all(torch.equal(often[key], never[key]) for key in often)
+
+
 def test_a_non_finite_loss_stops_the_run_and_the_last_checkpoint_stays(encoder, denoiser, tmp_path):
     class Breaking(DCRTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
