@@ -89,11 +89,12 @@ def uninterrupted(options, run_here, tmp_path):
 
 @contextlib.contextmanager
 def at_step(monkeypatch, stage, step, action):
-    """Do something in the middle of a step."""
-    original = DCRTrainer.compute_loss
+    """Do something, once, in the middle of a step."""
+    original, done = DCRTrainer.compute_loss, []
 
     def compute_loss(self, *args, **kwargs):
-        if Path(self.args.output_dir).name == stage and self.state.global_step == step - 1:
+        if Path(self.args.output_dir).name == stage and self.state.global_step == step - 1 and not done:
+            done.append(step)
             action()
         return original(self, *args, **kwargs)
 
@@ -306,13 +307,26 @@ def test_more_steps_and_other_logging_are_no_other_options(options, run_here, mo
     assert code == 0, error
 
 
-def test_going_on_with_another_world_size_reads_no_image_twice(options, run_here, monkeypatch):
-    """From one process to three readers: what the first epoch still had is read, and only that."""
+def test_going_on_with_another_number_of_readers_reads_no_image_twice(options, run_here, monkeypatch):
+    """From one reader to two, in the middle of an epoch; and to more than there are lanes."""
+    keys = []
+    compute_loss = DCRTrainer.compute_loss
+
+    def recording(self, model, inputs, *args, **kwargs):
+        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        if Path(self.args.output_dir).name == "stage2" and inputs["position"][1]["epoch"] == 0:
+            keys.extend(inputs["keys"])
+        return loss
+
+    monkeypatch.setattr(DCRTrainer, "compute_loss", recording)
     interrupted_run(options, run_here, monkeypatch)
     state = StreamState.read(whole_checkpoints(options["--output_dir"] / "stage2")[-1])
-    assert state.batches == 4 and sum(position["used"] for position in state.positions.values()) >= 12
-    code, error = run_here(options | {"--dataloader_num_workers": state.lanes + 1}, "--resume_anyway")
-    assert code == 2 and "Lower --dataloader_num_workers" in error
+    assert state.lanes == 2 and state.batches == 4 and len(keys) == 12
+    code, error = run_here(options | {"--dataloader_num_workers": 3}, "--resume_anyway")
+    assert code == 2 and "dealt into 2 lanes" in error
+    code, error = run_here(options | {"--dataloader_num_workers": 2}, "--resume_anyway")
+    assert code == 0, error
+    assert len(keys) == len(set(keys)) > 30
 
 
 def keep(folder, *steps):
