@@ -2,8 +2,13 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
+
+# Before torch is imported, here and in every process that a test starts: in two test processes on two cores, threads
+# for tiny tensors mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
 import pytest
