@@ -117,7 +117,7 @@ def test_zero_3_trains_as_ddp_does_also_when_it_goes_on_from_a_checkpoint(train,
 
 
 def test_full_fine_tuning_under_zero_3_is_that_of_ddp(train, clip_folder, tmp_path):
-    options = ("--lora_rank", "0", "--stage2_learning_rate", "1e-4")
+    options = ("--lora_rank", "0")
     expected = train(TORCHRUN, tmp_path / "ddp", *options, stage1=1)
     # By DeepSpeed's own kind of configuration, as its launcher takes it.
     zero3 = ("--deepspeed", str(ROOT / "accelerate_configs" / "deepspeed_zero3.json"))
