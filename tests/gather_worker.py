@@ -1,5 +1,6 @@
 """Run by torchrun on two processes: one step with the conditions of both, written down by each rank."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -44,14 +45,21 @@ def step(model: nn.Module, denoiser: FrozenDenoiser, ranks: list[int], negatives
     }
 
 
+def write_step(denoiser_folder: str, output: str, detach: bool) -> None:
+    rank = torch.distributed.get_rank()
+    denoiser = FrozenDenoiser.from_pretrained(denoiser_folder)
+    model = DistributedDataParallel(projector(denoiser))
+    record = step(model, denoiser, [rank], Negatives(gather=True, detach=detach))
+    torch.save(record, Path(output) / f"detach{detach}-rank{rank}.pt")
+
+
 def main(denoiser_folder: str, output: str) -> None:
     torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
     for detach in (False, True):
-        denoiser = FrozenDenoiser.from_pretrained(denoiser_folder)
-        model = DistributedDataParallel(projector(denoiser))
-        record = step(model, denoiser, [rank], Negatives(gather=True, detach=detach))
-        torch.save(record, Path(output) / f"detach{detach}-rank{rank}.pt")
+        write_step(denoiser_folder, output, detach)
+    # A DDP module that outlives its process group is the last to hold it: freed under Python's lock, it then waits for
+    # gloo's threads, which wait for the lock.
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
