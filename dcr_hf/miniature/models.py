@@ -30,6 +30,7 @@ class Size:
     patch_size: int
     clip_width: int
     clip_layers: int
+    clip_text_width: int
     clip_text_layers: int
     projection: int
     vae_channels: tuple[int, ...]
@@ -48,6 +49,7 @@ SIZES = {
         patch_size=8,
         clip_width=128,
         clip_layers=4,
+        clip_text_width=64,
         clip_text_layers=2,
         projection=64,
         vae_channels=(16, 32, 32),
@@ -64,6 +66,7 @@ SIZES = {
         patch_size=8,
         clip_width=384,
         clip_layers=6,
+        clip_text_width=256,
         clip_text_layers=4,
         projection=256,
         vae_channels=(32, 64, 64),
@@ -110,7 +113,7 @@ def make_clip(size: Size, tokenizer: CLIPTokenizer) -> CLIPModel:
     """A randomly initialised dual encoder."""
     return CLIPModel(
         CLIPConfig(
-            text_config={**_tower(size.clip_width, size.clip_text_layers), **_text(tokenizer)},
+            text_config={**_tower(size.clip_text_width, size.clip_text_layers), **_text(tokenizer)},
             vision_config={
                 **_tower(size.clip_width, size.clip_layers),
                 "image_size": size.image_size,

@@ -5,6 +5,7 @@ The same (draw, index) gives the same scene, and the same scene the same pixels.
 
 import colorsys
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ DRAWS = {"train": 0, "dev": 1, "test": 2}
 _UNIT = 32.0  # scenes are laid out on a 32 x 32 square, whatever the size they are drawn at
 _SUPERSAMPLING = 4
 _HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78}
+_LEAN = 0.42  # an outline leans up to this far towards another class: none is beyond doubt
+_ANGLES = 120  # a multiple of every shape's own symmetry
 _RADIUS = {"near": 9.5, "far": 7.0}
 _CLASS_KEY, _LOOK_KEY = 11, 12  # two streams of random numbers, so that the background cannot know the class
 
@@ -91,20 +94,23 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
     look = np.random.default_rng((*scene.look, _LOOK_KEY))
     center = np.array([15.5, 15.5]) + look.uniform(-1, 1, 2)
     radius = _RADIUS[scene.viewpoint] * look.uniform(0.95, 1.05)
-    turn = np.deg2rad(look.uniform(-6, 6))
+    stretch = look.uniform(0.85, 1.1, 2)
+    turn = np.deg2rad(look.uniform(-8, 8))
+    lean = look.uniform(0, _LEAN)
+    towards = str(look.choice(SHAPES))
     ink = colorsys.hsv_to_rgb(
         (_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, look.uniform(0.75, 1), look.uniform(0.8, 1)
     )
     moon_side = look.uniform(-1, 1)
-    noise = look.normal(0, 0.012, (size, size, 3))
+    noise = look.normal(0, 0.02, (size, size, 3))
 
     def place(points: np.ndarray) -> np.ndarray:
         """The object's own coordinates (its radius is 1, y down) -> the canvas."""
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        return center + radius * points @ rotation.T
+        return center + radius * (points * stretch) @ rotation.T
 
     _draw_beak(canvas, place, scene.orientation)
-    _draw_body(canvas, place, scene, ink)
+    _draw_body(canvas, place, (1 - lean) * _outline(scene.shape) + lean * _outline(towards), scene.structure, ink)
     if scene.feature == "crown":
         crown = [(-0.62, -0.62), (-0.75, -1.4), (-0.3, -1.05), (0, -1.5), (0.3, -1.05), (0.75, -1.4), (0.62, -0.62)]
         canvas.polygon(place(np.array(crown)), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
@@ -112,9 +118,9 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
         crack = [(0.25, -1.1), (-0.3, -0.4), (0.3, 0.1), (-0.3, 0.55), (0.2, 1.15)]
         canvas.line(place(np.array(crack)), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
     for number in range(("one", "two", "three").index(scene.count) + 1):
-        canvas.disc((4.0 + 5.2 * number, 28.6), 1.9, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
+        canvas.disc((4.0 + 5.6 * number, 28.4), 2.2, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
     moon_y = 4.6 if scene.position == "below" else 27.2
-    canvas.disc((27.2 + 0.4 * moon_side, moon_y), 3.1, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
+    canvas.disc((27.0 + 0.4 * moon_side, moon_y), 3.6, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
     _draw_letter(canvas, scene.text)
     pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING), dtype=np.float64) / 255 + noise
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
@@ -178,17 +184,16 @@ def _draw_beak(canvas: _Canvas, place, orientation: str) -> None:
     canvas.polygon(place(beak), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
 
 
-def _draw_body(canvas: _Canvas, place, scene: Scene, ink) -> None:
-    outline = _outline(scene.shape)
+def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink) -> None:
     dark = tuple(0.25 * part for part in ink)
-    if scene.structure == "hollow":
+    if structure == "hollow":
         mask, draw = canvas.mask(place(outline))
         inner = [tuple(point) for point in place(0.55 * outline) * canvas.image.width / _UNIT]
         draw.polygon(inner, fill=0)
         canvas.masked(mask, ink)
     else:
         canvas.polygon(place(outline), ink)
-    if scene.structure == "striped":
+    if structure == "striped":
         mask, _ = canvas.mask(place(outline))
         stripes = Image.new("L", canvas.image.size, 0)
         draw = ImageDraw.Draw(stripes)
@@ -199,8 +204,23 @@ def _draw_body(canvas: _Canvas, place, scene: Scene, ink) -> None:
     canvas.line(np.vstack([place(outline), place(outline)[:1]]), dark, 0.6)
 
 
+@cache
 def _outline(shape: str) -> np.ndarray:
-    """Corners of a shape within the unit circle, y down."""
+    """(A, 2), y down: where rays from the middle at A equal angles leave the shape, so that shapes can be mixed."""
+    corners = _corners(shape)
+    ahead = np.roll(corners, -1, axis=0) - corners
+    rays = _polar(np.linspace(0, 2 * np.pi, _ANGLES, endpoint=False) - np.pi / 2, 1.0)
+    # corner + s * ahead = r * ray, for every ray (rows) and edge (columns)
+    determinant = rays[:, None, 0] * ahead[:, 1] - rays[:, None, 1] * ahead[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = (corners[:, 0] * ahead[:, 1] - corners[:, 1] * ahead[:, 0]) / determinant
+        s = (corners[:, 0] * rays[:, None, 1] - corners[:, 1] * rays[:, None, 0]) / determinant
+    met = (r > 0) & (s >= -1e-9) & (s <= 1 + 1e-9)
+    return rays * np.where(met, r, 0).max(axis=1)[:, None]
+
+
+def _corners(shape: str) -> np.ndarray:
+    """Corners of a shape around the middle, y down."""
     if shape == "circle":
         return _polar(np.linspace(0, 2 * np.pi, 40, endpoint=False), 0.95)
     if shape == "square":
