@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dcr_hf.evaluation.maps import thumbnail_name
 from dcr_hf.evaluation.plots import clustering_bars, data_uri, encoder_colors, radar, tsne_map
 from dcr_hf.evaluation.results import Results, read_rows, write_text
-from dcr_hf.evaluation.tables import Table
+from dcr_hf.evaluation.table import Table
 
 SHOWN_PAIRS = 60
 
