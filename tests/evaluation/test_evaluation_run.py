@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_clip
+from conftest import encoded, photographs, save_clip
 from layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
 from PIL import Image
 from transformers import CLIPVisionModel
 
 from dcr_hf.evaluation.cli import main
+from dcr_hf.evaluation.plots import data_uri
+from dcr_hf.evaluation.report import Section, write_report
 from dcr_hf.evaluation.results import read_results, read_rows
+from dcr_hf.evaluation.tables import make_tables
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = [
@@ -186,6 +189,26 @@ def test_tables_name_each_set_once_for_its_columns(report):
     assert "| cifar10 NMI | cifar10 ACC | cifar10 ARI | birds NMI |" in text
     assert "| birds acc1 | birds acc5 | birds mean per-class recall |" in text
     assert "| flickr30k image to text R@1 |" in text
+
+
+def test_sections_are_rendered_and_escaped(report, tmp_path):
+    results = read_results(report)
+    picture = data_uri(encoded(photographs(1)[0]), "jpeg")
+    section = Section("A < B & <script>", ["First.", "<b>Second</b>."], [(picture, 'a "quoted" crop'), (picture, "x")])
+    write_report(results, make_tables(results), tmp_path / "with.html", [section])
+    write_report(results, make_tables(results), tmp_path / "without.html")
+    page = (tmp_path / "with.html").read_text()
+    assert "<h2>A &lt; B &amp; &lt;script&gt;</h2>" in page and "<script>" not in page
+    assert "First. &lt;b&gt;Second&lt;/b&gt;." in page
+    assert page.count(picture) == 2 and 'alt="a &#34;quoted&#34; crop"' in page
+    places = [page.index(f"<h2>{title}") for title in ("Retrieval", "A &lt;", "How images lie together")]
+    assert places == sorted(places)
+    assert (tmp_path / "without.html").read_text() == (report / "report.html").read_text()
+
+
+def test_section_needs_its_pictures_inside():
+    with pytest.raises(ValueError, match=r"section 'S', figure 'f': 'https://x/y.png' is no data:image/ URI"):
+        Section("S", figures=[("https://x/y.png", "f")])
 
 
 def test_published_rows_are_marked(report):
