@@ -155,13 +155,14 @@ def _difference_table(results: Results) -> Table:
         if each["test"] == "mcnemar":
             test = f"McNemar: {each['gained']} gained, {each['lost']} lost"
         p = "< 0.001" if each["p"] < 0.001 else f"{each['p']:.3f}"
-        change = [f"{100 * each['difference']:+.2f}", p, verdict, test]
+        ends = f"{100 * each['low']:+.1f} to {100 * each['high']:+.1f}"
+        change = [f"{100 * each['difference']:+.2f}", ends, p, verdict, test]
         rows.append(Row(each["encoder"], [each["benchmark"], each["dataset"], each["metric"], *change]))
     notes = [
         "In points, on the same items. Each p-value is of a single test: of twenty comparisons without any effect one "
         "is expected below 0.05."
     ]
-    header = ["", "benchmark", "dataset", "metric", "difference", "p", "verdict", "test"]
+    header = ["", "benchmark", "dataset", "metric", "difference", "95 %", "p", "verdict", "test"]
     return Table("", f"Differences from {next(iter(results.encoders))}", notes, header, rows)
 
 
