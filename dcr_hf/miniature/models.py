@@ -1,11 +1,12 @@
 """The miniature's models in the layouts of the real ones: a CLIPModel folder, a Stable Diffusion folder."""
 
-import json
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -86,27 +87,29 @@ def make_tokenizer() -> CLIPTokenizer:
     words = {*PROMPT.format("").split(), *SHAPES, "image", "picture", "scene"}
     for attribute in ATTRIBUTES:
         words |= {word for value in attribute.values for word in phrase(attribute.name, value).lower().split()}
-    tokenizer = Tokenizer(models.BPE(unk_token=None, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sorted(words), trainer)
-    merges = _merges(tokenizer)
+    merges = _learn_merges(sorted(words))
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte pair encoding until each word is one token. The tokenizers library's trainer breaks ties at random, and
+    token numbers that differ from call to call would be another language for an interrupted run that goes on."""
+    pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges = []
+    while pairs := Counter(pair for each in pieces for pair in pairwise(each)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for each in pieces:
+            place = 0
+            while place < len(each) - 1:
+                if (each[place], each[place + 1]) == best:
+                    each[place : place + 2] = ["".join(best)]
+                place += 1
+    return merges
 
 
 def make_clip(size: Size, tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -1,4 +1,4 @@
-"""recipes/miniature.py from end to end on models a few steps old: training, both measurements, the page, the sentence."""
+"""recipes/miniature.py from end to end on models a few steps old: training, measurements, the page, the sentence."""
 
 import re
 

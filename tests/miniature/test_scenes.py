@@ -83,6 +83,11 @@ def test_captions_name_what_is_asked_and_fit_the_text_tower():
     assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == caption.lower()
 
 
+def test_the_tokenizer_is_the_same_at_every_call():
+    vocabularies = {tuple(sorted(make_tokenizer().get_vocab().items())) for _ in range(5)}
+    assert len(vocabularies) == 1
+
+
 def test_coarse_captions_name_attributes_as_rarely_as_they_are_told_to():
     scene = sample_scene("train", 1).changed("color", "blue")
     random = np.random.default_rng(0)
