@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from dcr_hf import DCRConfig, DCRTrainer
 from dcr_hf.augment import PositiveView
 from dcr_hf.data import TrainingImages
-from dcr_hf.objectives import Diffused, dcr
+from dcr_hf.objectives import Batch, Diffused, Settings, dcr
 from dcr_hf.planner import LiveBytes
 from dcr_hf.sources import find_source
 
@@ -191,7 +191,10 @@ class Bench:
         with torch.no_grad():
             if plain:
                 return self.released.loss(diffused, conditions, views).item()
-            return dcr(self.denoiser, diffused, conditions, views, 0.1)[0].item()
+            # dcr does not look at embeddings
+            return dcr(
+                self.denoiser, Batch(conditions, views, conditions, views, lambda: diffused), Settings()
+            ).loss.item()
 
     def loss_difference(self, batch: int, plain: bool) -> float:
         """To the baseline's loss on the same inputs, which is computed once for each batch size."""

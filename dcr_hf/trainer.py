@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
-from dcr_hf.objectives import OBJECTIVES, Diffused, Negatives
+from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
 from dcr_hf.steplog import StepLog, gather_objects
 
 
@@ -73,7 +74,11 @@ class DCRTrainer(Trainer):
         self.denoiser.plan_anew()
         if args.torch_compile:
             self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
-        self.negatives = Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions)
+        self.objective = OBJECTIVES[args.objective]
+        self.settings = Settings(
+            temperature=args.temperature,
+            negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
+        )
         self.view = PositiveView(
             model.encoder.image_size,
             flips=args.view_flips,
@@ -88,20 +93,18 @@ class DCRTrainer(Trainer):
         self._batches = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """One step of DCR: images and views -> conditions; latents, noise -> predictions -> noise-space InfoNCE."""
+        """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
         self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
         views = self.view(images)
-        conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
-        diffused = Diffused.draw(self.denoiser, images)
-        loss, metrics = OBJECTIVES[self.args.objective](
-            self.denoiser, diffused, conditions, view_conditions, self.args.temperature, self.negatives
-        )
-        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
+        embeddings, conditions = model(torch.cat([images, views]))  # (2B, D), (2B, C)
+        batch = Batch(*embeddings.chunk(2), *conditions.chunk(2), partial(Diffused.draw, self.denoiser, images))
+        outcome = self.objective(self.denoiser, batch, self.settings)
+        self.step_log.record(self.state.global_step + 1, outcome.loss, outcome.metrics, len(images), inputs["skipped"])
         self._batches += 1
         if inputs["position"] is not None:
             lane, self._positions[lane] = inputs["position"]
-        return (loss, {"conditions": conditions}) if return_outputs else loss
+        return (outcome.loss, {"conditions": batch.conditions}) if return_outputs else outcome.loss
 
     def train(self, *args, **kwargs):
         if isinstance(self.train_dataset, TrainingImages):

@@ -29,6 +29,8 @@ from transformers import (
     SiglipModel,
 )
 
+from dcr_hf.objectives import Batch, Diffused
+
 IMAGE_SIZE = 32
 EMBEDDING_WIDTH = {"clip": 16, "siglip": 24}
 CONDITION_WIDTH = 32  # the tiny UNet's cross_attention_dim
@@ -192,6 +194,12 @@ def write_shard(path: Path, samples: dict[str, bytes | dict[str, bytes]]) -> Pat
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def batch_of_conditions(diffused: Diffused, conditions: torch.Tensor, view_conditions: torch.Tensor) -> Batch:
+    """For objectives that do not look at embeddings: these are NaN."""
+    embeddings = conditions.new_full((len(conditions), EMBEDDING_WIDTH["clip"]), float("nan"))
+    return Batch(embeddings, embeddings, conditions, view_conditions, lambda: diffused)
 
 
 @pytest.fixture(scope="session")

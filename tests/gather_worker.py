@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
+from conftest import batch_of_conditions
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcr_hf import FrozenDenoiser
-from dcr_hf.objectives import Diffused, Negatives, dcr
+from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
 
 BATCH, WIDTH = 3, 7  # of each rank, of the embeddings
 
@@ -35,13 +36,14 @@ def projector(denoiser: FrozenDenoiser) -> nn.Module:
 def step(model: nn.Module, denoiser: FrozenDenoiser, ranks: list[int], negatives: Negatives) -> dict:
     embeddings, views, diffused = batch_of(ranks, denoiser)
     conditions, view_conditions = model(torch.cat([embeddings, views])).chunk(2)
-    loss, metrics = dcr(denoiser, diffused, conditions, view_conditions, 0.1, negatives)
-    loss.backward()
+    batch = batch_of_conditions(diffused, conditions, view_conditions)
+    outcome = dcr(denoiser, batch, Settings(negatives=negatives))
+    outcome.loss.backward()
     return {
-        "loss": loss.detach(),
+        "loss": outcome.loss.detach(),
         "evaluations": denoiser.evaluations,
         "gradients": [parameter.grad for parameter in model.parameters()],
-        "metrics": metrics,
+        "metrics": outcome.metrics,
     }
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITION_WIDTH
+from conftest import CONDITION_WIDTH, batch_of_conditions
 from gather_worker import BATCH, projector, step
 
 from dcr_hf import DCRConfig, FrozenDenoiser, dcr_loss
-from dcr_hf.objectives import Diffused, Negatives, choose_negatives, dcr
+from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
+from dcr_hf.objectives.negatives import choose_negatives
 
 
 @pytest.fixture
@@ -43,8 +44,9 @@ def plain(denoiser, batch, detach=False):
 def found(denoiser, batch, negatives):
     diffused, conditions, views = batch
     before = denoiser.evaluations
-    loss, metrics = dcr(denoiser, diffused, conditions, views, 0.1, negatives)
-    return loss, *torch.autograd.grad(loss, (conditions, views)), metrics, denoiser.evaluations - before
+    outcome = dcr(denoiser, batch_of_conditions(diffused, conditions, views), Settings(negatives=negatives))
+    gradients = torch.autograd.grad(outcome.loss, (conditions, views))
+    return outcome.loss, *gradients, outcome.metrics, denoiser.evaluations - before
 
 
 def assert_close(some, others):
