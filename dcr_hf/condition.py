@@ -41,6 +41,8 @@ class Encoded(NamedTuple):
     """z = f(x), (B, D)"""
     conditions: Tensor
     """c = h(z), (B, C)"""
+    originals: Tensor | None = None
+    """the original encoder's z of the first images, (K, D), without gradient"""
 
 
 class ConditionModel(nn.Module):
@@ -52,10 +54,16 @@ class ConditionModel(nn.Module):
         self.projector = projector
         self._no_split_modules = [encoder.family.layer]  # FSDP's unit, under the name that accelerate looks for
 
-    def forward(self, images: Tensor) -> Encoded:
-        """(B, 3, H, W) in [0, 1] -> z (B, D) and c (B, C)."""
+    def forward(self, images: Tensor, originals: int = 0) -> Encoded:
+        """(B, 3, H, W) in [0, 1] -> z (B, D) and c (B, C).
+
+        Args:
+            originals: of so many of the images, the first, also what the original encoder says. In the same call,
+                since a strategy that divides the weights has them together only here.
+        """
+        original = self.encoder.original(images[:originals]) if originals else None
         embeddings = self.encoder(images)
-        return Encoded(embeddings, self.projector(embeddings))
+        return Encoded(embeddings, self.projector(embeddings), original)
 
     @property
     def trains_encoder(self) -> bool:

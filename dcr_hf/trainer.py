@@ -20,6 +20,7 @@ from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
+from dcr_hf.losses import keep_distance
 from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
 from dcr_hf.steplog import StepLog, gather_objects
 
@@ -78,6 +79,9 @@ class DCRTrainer(Trainer):
         self.settings = Settings(
             temperature=args.temperature,
             negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
+            space=args.contrast_space,
+            lambda_rec=args.lambda_rec,
+            lambda_con=args.lambda_con,
         )
         self.view = PositiveView(
             model.encoder.image_size,
@@ -96,15 +100,22 @@ class DCRTrainer(Trainer):
         """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
         self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
-        views = self.view(images)
-        embeddings, conditions = model(torch.cat([images, views]))  # (2B, D), (2B, C)
-        batch = Batch(*embeddings.chunk(2), *conditions.chunk(2), partial(Diffused.draw, self.denoiser, images))
+        kept = len(images) if self.args.keep_weight else 0
+        encoded = model(torch.cat([images, self.view(images)]), originals=kept)
+        embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
+        conditions, view_conditions = encoded.conditions.chunk(2)  # (B, C) each
+        diffuse = partial(Diffused.draw, self.denoiser, images)
+        batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)
-        self.step_log.record(self.state.global_step + 1, outcome.loss, outcome.metrics, len(images), inputs["skipped"])
+        loss, metrics = outcome.loss, outcome.metrics
+        if kept:
+            distance = keep_distance(embeddings, encoded.originals)
+            loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
+        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
         self._batches += 1
         if inputs["position"] is not None:
             lane, self._positions[lane] = inputs["position"]
-        return (outcome.loss, {"conditions": batch.conditions}) if return_outputs else outcome.loss
+        return (loss, {"conditions": conditions}) if return_outputs else loss
 
     def train(self, *args, **kwargs):
         if isinstance(self.train_dataset, TrainingImages):

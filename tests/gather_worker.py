@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import batch_of_conditions
+from conftest import batch_of_conditions, diffused_at_random
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,10 +22,9 @@ def batch_of(ranks: list[int], denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor
         generator = torch.Generator().manual_seed(rank)
         embeddings.append(torch.randn(BATCH, WIDTH, generator=generator))
         views.append(torch.randn(BATCH, WIDTH, generator=generator))
-        noisy, noise, target = torch.randn(3, BATCH, 4, 4, 4, generator=generator)
-        parts.append((noisy, torch.randint(1000, (BATCH,), generator=generator), noise, target))
-    noisy, timesteps, noise, target = (torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(embeddings), torch.cat(views), Diffused(noisy, timesteps, noise, target)
+        parts.append(vars(diffused_at_random(denoiser, BATCH, seed=rank)))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(embeddings), torch.cat(views), Diffused(**joined)
 
 
 def projector(denoiser: FrozenDenoiser) -> nn.Module:

@@ -8,7 +8,7 @@ from conftest import CONDITION_WIDTH, batch_of_conditions, photographs
 from transformers import TrainerCallback
 
 from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
-from dcr_hf.condition import ConditionModel, Projector
+from dcr_hf.condition import ConditionModel, Encoded, Projector
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.objectives import Diffused, Settings, dcr
 from dcr_hf.stages import encoder_stage, projector_stage
@@ -298,13 +298,14 @@ def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser
             super().__init__()
             self.module = model
 
-        def forward(self, images):
-            calls.append(images.shape)
-            return [output.detach() for output in self.module(images)]
+        def forward(self, images, originals):
+            calls.append((images.shape, originals))
+            embeddings, conditions, _ = self.module(images)
+            return Encoded(embeddings.detach(), conditions.detach())
 
     model = stage("stage1", encoder, None)
     trainer = DCRTrainer(model, config(tmp_path), denoiser, train_dataset=photo_items(8))
     images = torch.stack([item["image"] for item in photo_items(4)]) / 255
     loss = trainer.compute_loss(Wrapper(model), {"images": images, "skipped": [], "position": None})
-    assert calls == [(8, 3, 32, 32)]  # images and views in one pass
+    assert calls == [((8, 3, 32, 32), 0)]  # images and views in one pass
     assert not loss.requires_grad

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dcr_hf.objectives.negatives import ALL_NEGATIVES, Negatives
 class Diffused:
     """One batch on its way through the denoiser; each tensor (B, 4, h, w) but timesteps (B,)."""
 
+    latents: Tensor
     noisy_latents: Tensor
     timesteps: Tensor
     noise: Tensor
@@ -26,6 +28,7 @@ class Diffused:
         timesteps = denoiser.draw_timesteps(len(images))
         noise = torch.randn_like(latents)
         return cls(
+            latents=latents,
             noisy_latents=denoiser.add_noise(latents, noise, timesteps),
             timesteps=timesteps,
             noise=noise,
@@ -57,10 +60,15 @@ class Settings:
     Attributes:
         temperature: of every contrast.
         negatives: of `dcr`.
+        space: what `dcr` contrasts, see `spaces`.
+        lambda_rec, lambda_con: the weights of the two losses of `joint`.
     """
 
     temperature: float = 0.1
     negatives: Negatives = ALL_NEGATIVES
+    space: Literal["model", "velocity", "sample", "residual"] = "model"
+    lambda_rec: float = 1.0
+    lambda_con: float = 1.0
 
 
 @dataclass(frozen=True)

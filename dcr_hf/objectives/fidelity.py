@@ -18,29 +18,21 @@ def contrast_metrics(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
     }
 
 
-def fidelity_metrics(
-    denoiser: FrozenDenoiser,
-    diffused: Diffused,
-    own_predictions: Tensor,
-    view_predictions: Tensor,
-    other_predictions: Tensor,
-    conditions: Tensor,
-) -> dict[str, Tensor]:
+def noise_errors(denoiser: FrozenDenoiser, diffused: Diffused, **predictions: Tensor) -> dict[str, Tensor]:
     """Is the condition one that the denoiser understands? The contrast can be won by leaving those.
 
-    The mean squared error of the noise under the image's own condition, its view's and another image's: a faithful
-    condition predicts best under its own. And the mean norm of the conditions, as a multiple of the mean norm of the
-    empty prompt's tokens, to which they are added. Predictions are (B, 4, h, w), conditions (B, C).
+    The mean squared error of the noise, by name of what each prediction (B, 4, h, w) was made under: the image's own
+    condition, its view's, another image's, the empty prompt. A faithful condition predicts best under its own.
     """
-
-    def noise_error(predicted: Tensor) -> Tensor:
-        return (
-            (denoiser.as_noise(predicted, diffused.noisy_latents, diffused.timesteps) - diffused.noise).square().mean()
-        )
-
+    n, t, noise = diffused.noisy_latents, diffused.timesteps, diffused.noise
     return {
-        "noise_mse/own": noise_error(own_predictions),
-        "noise_mse/view": noise_error(view_predictions),
-        "noise_mse/other": noise_error(other_predictions),
-        "condition_norm": conditions.norm(dim=-1).mean() / denoiser.empty_prompt.float().norm(dim=-1).mean(),
+        f"noise_mse/{name}": (denoiser.as_noise(predicted, n, t) - noise).square().mean()
+        for name, predicted in predictions.items()
     }
+
+
+def condition_norm(denoiser: FrozenDenoiser, conditions: Tensor) -> dict[str, Tensor]:
+    """The mean norm of the conditions (B, C), as a multiple of that of the empty prompt's tokens, to which they are
+    added."""
+    norm = conditions.norm(dim=-1).mean() / denoiser.empty_prompt.float().norm(dim=-1).mean()
+    return {"condition_norm": norm}

@@ -5,8 +5,9 @@ import torch
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.losses import cosines, multi_positive_info_nce
 from dcr_hf.objectives.batch import Batch, Outcome, Settings
-from dcr_hf.objectives.fidelity import contrast_metrics, fidelity_metrics
+from dcr_hf.objectives.fidelity import condition_norm, contrast_metrics, noise_errors
 from dcr_hf.objectives.negatives import choose_negatives, gather_conditions
+from dcr_hf.objectives.spaces import contrast_space
 
 
 def dcr(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
@@ -29,10 +30,13 @@ def dcr(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
         # The view is one more condition of the same latent.
         predictions = denoiser.predict_chosen(n, t, table, torch.cat([own, view, others], dim=1))
         anchors, views, negatives = predictions[:, 0], predictions[:, 1], predictions[:, 2:]
-    to_positives = cosines(anchors, torch.stack([views, diffused.target], dim=1))  # (B, 2)
-    to_negatives = cosines(anchors, negatives)  # (B, M)
+    transform, target, empty = contrast_space(settings.space, denoiser, diffused)
+    anchors_there = transform(anchors[:, None])[:, 0]
+    to_positives = cosines(anchors_there, torch.cat([transform(views[:, None]), target[:, None]], dim=1))  # (B, 2)
+    to_negatives = cosines(anchors_there, transform(negatives))  # (B, M)
     loss = multi_positive_info_nce(to_positives, to_negatives, settings.temperature)
     with torch.no_grad():
+        under = {"own": anchors, "view": views, "other": negatives[:, 0]} | ({} if empty is None else {"empty": empty})
         metrics = contrast_metrics(to_positives, to_negatives)
-        metrics |= fidelity_metrics(denoiser, diffused, anchors, views, negatives[:, 0], conditions)
+        metrics |= noise_errors(denoiser, diffused, **under) | condition_norm(denoiser, conditions)
     return Outcome(loss, metrics)
