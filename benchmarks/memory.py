@@ -53,7 +53,7 @@ def encoder_bytes(name: str, image_size: int, width: int, checkpointing: bool) -
         with LiveBytes() as live:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 outputs = model.train()(images)
-            outputs.sum().backward()
+            outputs.conditions.sum().backward()
         peaks.append(live.peak)
         model.zero_grad()
     an_image = peaks[1] - peaks[0]

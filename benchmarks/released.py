@@ -32,7 +32,7 @@ class ReleasedStep:
 
     def __call__(self, model, images: Tensor) -> Tensor:
         views = torch.cat([self.view(image[None].cpu()) for image in images]).to(images.device)
-        conditions, view_conditions = model(images), model(views)
+        conditions, view_conditions = model(images).conditions, model(views).conditions
         return self.loss(Diffused.draw(self.denoiser, images), conditions, view_conditions)
 
     def loss(self, diffused: Diffused, conditions: Tensor, view_conditions: Tensor) -> Tensor:

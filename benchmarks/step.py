@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from dcr_hf import DCRConfig, DCRTrainer
 from dcr_hf.augment import PositiveView
 from dcr_hf.data import TrainingImages
-from dcr_hf.objectives import Diffused, dcr
+from dcr_hf.objectives import Batch, Diffused, Settings, dcr
 from dcr_hf.planner import LiveBytes
 from dcr_hf.sources import find_source
 
@@ -187,11 +187,13 @@ class Bench:
         conditions, views = torch.randn(2, batch, self.denoiser.condition_width, generator=generator).to(self.device)
         noisy, noise, target = torch.randn(3, batch, 4, side, side, generator=generator).to(self.device)
         timesteps = torch.randint(1000, (batch,), generator=generator).to(self.device)
-        diffused = Diffused(noisy, timesteps, noise, target)
+        diffused = Diffused(noisy, noisy, timesteps, noise, target)  # the loss does not look at the clean latents
         with torch.no_grad():
             if plain:
                 return self.released.loss(diffused, conditions, views).item()
-            return dcr(self.denoiser, diffused, conditions, views, 0.1)[0].item()
+            # Nor at the embeddings.
+            paper = Batch(conditions, views, conditions, views, lambda: diffused)
+            return dcr(self.denoiser, paper, Settings()).loss.item()
 
     def loss_difference(self, batch: int, plain: bool) -> float:
         """To the baseline's loss on the same inputs, which is computed once for each batch size."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -33,8 +34,19 @@ class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["d
         return self.layers(embeddings)
 
 
+class Encoded(NamedTuple):
+    """What the trained model makes of B images."""
+
+    embeddings: Tensor
+    """z = f(x), (B, D)"""
+    conditions: Tensor
+    """c = h(z), (B, C)"""
+    originals: Tensor | None = None
+    """the original encoder's z of the first images, (K, D), without gradient"""
+
+
 class ConditionModel(nn.Module):
-    """Images in [0, 1] -> conditions c = h(f(x)). What is trained is what requires a gradient."""
+    """Images in [0, 1] -> embeddings z = f(x) and conditions c = h(z). What is trained is what requires a gradient."""
 
     def __init__(self, encoder: ImageEncoder, projector: Projector):
         super().__init__()
@@ -42,9 +54,16 @@ class ConditionModel(nn.Module):
         self.projector = projector
         self._no_split_modules = [encoder.family.layer]  # FSDP's unit, under the name that accelerate looks for
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> c (B, C)."""
-        return self.projector(self.encoder(images))
+    def forward(self, images: Tensor, originals: int = 0) -> Encoded:
+        """(B, 3, H, W) in [0, 1] -> z (B, D) and c (B, C).
+
+        Args:
+            originals: of so many of the images, the first, also what the original encoder says. In the same call,
+                since a strategy that divides the weights has them together only here.
+        """
+        original = self.encoder.original(images[:originals]) if originals else None
+        embeddings = self.encoder(images)
+        return Encoded(embeddings, self.projector(embeddings), original)
 
     @property
     def trains_encoder(self) -> bool:

@@ -34,6 +34,13 @@ class Recipe:
     stage1_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of stage 1."})
     stage2_max_steps: int = field(default=4_600, metadata={"help": "Optimizer steps of stage 2."})
     stage2_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of stage 2."})
+    stage1_objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "The objective of stage 1; by default that of --objective, as in the paper. reconstruction keeps "
+            "the condition one that the denoiser knows."
+        },
+    )
     projector: str | None = field(
         default=None,
         metadata={"help": "Folder of a trained projector for stage 2; by default that of stage 1 in --output_dir."},
@@ -94,9 +101,32 @@ class DCRConfig(TrainingArguments):
 
     # DCR.
     objective: str = field(
-        default="dcr", metadata={"help": "Which predictions feed which loss: a name in objectives.OBJECTIVES."}
+        default="dcr",
+        metadata={
+            "help": "dcr: the paper's. reconstruction: mean squared error of the prediction under an image's own "
+            "condition. contrastive: InfoNCE between embeddings of images and views, for --stage 2. joint: "
+            "--lambda_rec times the one and --lambda_con times the other."
+        },
     )
-    temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrast."})
+    temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrast, of any objective."})
+    lambda_rec: float = field(default=1.0, metadata={"help": "Weight of the reconstruction in --objective joint."})
+    lambda_con: float = field(default=1.0, metadata={"help": "Weight of the contrast in --objective joint."})
+    contrast_space: Literal["model", "velocity", "sample", "residual"] = field(
+        default="model",
+        metadata={
+            "help": "What dcr contrasts. model: the predictions. velocity, sample: the velocity or the clean sample "
+            "that follows from them. residual: the predictions less the one under the empty prompt, for B more UNet "
+            "evaluations without gradient. All but model are not the paper's objective."
+        },
+    )
+    keep_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the cosine distance to the original encoder's embedding of the same image, added to "
+            "the loss of the encoder. It costs one more pass of the encoder without gradient, and with --lora_rank 0 "
+            "a frozen copy of it. 0: none. Not the paper's."
+        },
+    )
     noise_target: Literal["auto", "epsilon", "velocity"] = field(
         default="auto",
         metadata={
@@ -185,6 +215,16 @@ class DCRConfig(TrainingArguments):
                 "--dataloader_drop_last must stay true, and --remove_unused_columns and --auto_find_batch_size false: "
                 "the batch size is part of DCR's objective, and its batches are not rows of columns."
             )
+        for name in ("lambda_rec", "lambda_con", "keep_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; a weight is 0 or more.")
+        if self.lambda_rec == self.lambda_con == 0:
+            raise ValueError("--lambda_rec and --lambda_con are both 0: --objective joint would train nothing.")
+        if self.contrast_space != "model" and self.noise_target != "auto":
+            raise ValueError(
+                f"--contrast_space {self.contrast_space} takes the target from what the denoiser was trained to "
+                f"predict; --noise_target {self.noise_target} would be without meaning. Leave one of them out."
+            )
         if self.temperature <= 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be above 0.")
         if self.lora_rank < 0:
@@ -224,11 +264,21 @@ class DCRConfig(TrainingArguments):
         return self.per_device_train_batch_size * (self.world_size if self.gather_conditions else 1) - 1
 
     @property
+    def asks_denoiser(self) -> bool:
+        """Whether the objective does. Otherwise it gives the projector no gradient."""
+        return self.objective != "contrastive" and not (self.objective == "joint" and self.lambda_rec == 0)
+
+    @property
     def unet_evaluations(self) -> tuple[int, int]:
         """Of one batch on one device: forward and backward, and forward only."""
         batch = self.per_device_train_batch_size
-        negatives = self.num_negatives or self.other_images
-        return (2 * batch, negatives * batch) if self.detach_negatives else ((negatives + 2) * batch, 0)
+        if not self.asks_denoiser:
+            return 0, 0
+        if self.objective != "dcr":
+            return batch, batch
+        negatives = (self.num_negatives or self.other_images) * batch
+        both, forward = (2 * batch, negatives) if self.detach_negatives else (2 * batch + negatives, 0)
+        return both, forward + (batch if self.contrast_space == "residual" else 0)
 
     @property
     def denoiser_torch_dtype(self) -> torch.dtype | None:

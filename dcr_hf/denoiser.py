@@ -108,21 +108,21 @@ class FrozenDenoiser(nn.Module):
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """n = sqrt(abar_t) l + sqrt(1 - abar_t) e, all (B, 4, h, w); timesteps (B,)."""
-        signal, sigma = self._levels(timesteps)
+        signal, sigma = self.levels(timesteps)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """y (B, 4, h, w): the noise e, or the velocity sqrt(abar_t) e - sqrt(1 - abar_t) l."""
         if self.noise_target == "epsilon":
             return noise
-        signal, sigma = self._levels(timesteps)
+        signal, sigma = self.levels(timesteps)
         return signal * noise - sigma * latents
 
     def as_noise(self, predictions: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The noise that predictions (B, 4, h, w) of this denoiser stand for, whatever it was trained to predict."""
         if self.native_target == "epsilon":
             return predictions
-        signal, sigma = self._levels(timesteps)
+        signal, sigma = self.levels(timesteps)
         return signal * predictions + sigma * noisy_latents
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class FrozenDenoiser(nn.Module):
         self._forward = torch.compile(self.unet.forward, backend=backend, mode=mode, dynamic=False)
         self._compiled = True
 
-    def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()

@@ -1,5 +1,6 @@
 """CLIP-family encoders: what a checkpoint is, its vision side as images -> z, and LoRA on exactly that side."""
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ class ImageEncoder(nn.Module):
         image_size: side of the square input, in pixels.
         embedding_width: D, the width of z.
         mean, std: (1, 3, 1, 1), the checkpoint's own pixel statistics.
+        frozen_copy: the model as it was, where `keep_original` was called; None otherwise.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
@@ -157,6 +159,7 @@ class ImageEncoder(nn.Module):
         for name in family.beside_vision:
             delattr(model, name)
         self.model = model.requires_grad_(False)
+        self.frozen_copy: PreTrainedModel | None = None
         self.family = family
         self.image_size: int = model.config.vision_config.image_size
         self.embedding_width = embedding_width(model.config)
@@ -190,7 +193,28 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> z (B, D), not normalised to unit length."""
-        return self.model.get_image_features(pixel_values=self.normalize(images)).pooler_output
+        return self._embed(self.model, images)
+
+    def _embed(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Tensor:
+        return model.get_image_features(pixel_values=self.normalize(images)).pooler_output
+
+    @torch.no_grad()
+    def original(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> z (B, D) of the encoder as it was before training, in eval mode.
+
+        With adapters the base is asked without them. Without, `keep_original` must have been called before training.
+        """
+        if self.frozen_copy is not None:
+            return self._embed(self.frozen_copy.eval(), images)
+        training = self.model.training
+        with self.model.eval().disable_adapter():
+            embeddings = self._embed(self.model, images)
+        self.model.train(training)
+        return embeddings
+
+    def keep_original(self) -> None:
+        """Keep a frozen copy of the vision side as it is now, for `original`."""
+        self.frozen_copy = copy.deepcopy(self.model)
 
     def unfreeze(self) -> None:
         """Train the whole vision side itself, without adapters."""

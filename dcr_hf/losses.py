@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of what is scaled to unit length: a residual may vanish, and then has no direction and must have no endless gradient.
+_SHORTEST = 1e-6
+
 
 def dcr_cosines(predictions: Tensor, view_predictions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines between every anchor and its candidates, in float32 at least.
@@ -44,8 +47,8 @@ def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
     # Under autocast the product would run in half precision, whatever its inputs are.
     with torch.autocast(anchors.device.type, enabled=False):
         dtype = torch.promote_types(candidates.dtype, torch.float32)
-        anchors = F.normalize(anchors.flatten(1).to(dtype), dim=-1)  # (B, N)
-        candidates = F.normalize(candidates.flatten(2).to(dtype), dim=-1)  # (B, M, N)
+        anchors = F.normalize(anchors.flatten(1).to(dtype), dim=-1, eps=_SHORTEST)  # (B, N)
+        candidates = F.normalize(candidates.flatten(2).to(dtype), dim=-1, eps=_SHORTEST)  # (B, M, N)
         return torch.einsum("bn,bmn->bm", anchors, candidates)
 
 
@@ -94,3 +97,38 @@ def dcr_loss(predictions: Tensor, view_predictions: Tensor, target: Tensor, temp
         ValueError: shapes that do not fit; a batch of 1.
     """
     return multi_positive_info_nce(*dcr_cosines(predictions, view_predictions, target), temperature)
+
+
+def embedding_info_nce(embeddings: Tensor, view_embeddings: Tensor, temperature: float = 0.1) -> Tensor:
+    r"""InfoNCE between embeddings of images and of their views (van den Oord et al., arXiv 1807.03748).
+
+    With s the cosine, an image's own view is its positive and the other images' views are its negatives:
+
+        L = mean_i -log( exp(s(z_i, z_i+) / T) / sum_j exp(s(z_i, z_j+) / T) )
+
+    Relations: `dcr_loss` has the same form on predictions instead of embeddings, with the target as a second positive.
+    Computed in float32 (float64 for float64 inputs), whatever autocast is active.
+
+    Args:
+        embeddings: z (B, D) of the images, of any length.
+        view_embeddings: z+ (B, D) of their views.
+        temperature: T.
+
+    Returns:
+        scalar.
+    """
+    return multi_positive_info_nce(*embedding_cosines(embeddings, view_embeddings), temperature)
+
+
+def embedding_cosines(embeddings: Tensor, view_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """z, z+ (B, D) -> the cosines of each image to its own view (B, 1) and to the others' (B, B - 1)."""
+    batch = len(embeddings)
+    numbers = torch.arange(batch, device=embeddings.device)
+    others = (numbers[:, None] + numbers[1:]) % batch  # (B, B - 1)
+    to_views = cosines(embeddings, view_embeddings.expand(batch, -1, -1))  # (B, B)
+    return to_views.diagonal()[:, None], to_views.gather(1, others)
+
+
+def keep_distance(embeddings: Tensor, originals: Tensor) -> Tensor:
+    """1 - cosine, in the mean, between embeddings (B, D) and those of the original encoder for the same images."""
+    return 1 - cosines(embeddings, originals[:, None]).mean()

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from transformers.integrations import deepspeed
 
 from dcr_hf.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
+from dcr_hf.compatibility import check_objectives, needs_projector
 from dcr_hf.condition import ConditionModel, Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
@@ -24,7 +25,6 @@ from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
 from dcr_hf.interruption import NOT_FINISHED, Interrupted
-from dcr_hf.objectives import OBJECTIVES
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     STAGE1,
@@ -164,6 +164,8 @@ def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoi
     encoder = ImageEncoder.from_pretrained(recipe.encoder)
     if stage == STAGE1:
         return projector_stage(encoder, denoiser.condition_width, args.seed)
+    if not needs_projector(recipe, args):
+        return encoder_stage(encoder, projector_stage(encoder, denoiser.condition_width, args.seed).projector, args)
     folder = recipe.projector or Path(args.output_dir) / STAGE1
     place = check_projector(folder, encoder.embedding_width, denoiser.condition_width)
     return encoder_stage(encoder, Projector.from_pretrained(place), args)
@@ -173,12 +175,11 @@ def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation |
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the data to train on, and
     the benchmarks to run on the way, if any."""
     output = Path(args.output_dir)
-    if args.objective not in OBJECTIVES:
-        raise ValueError(f"--objective {args.objective!r} is unknown; there are {', '.join(OBJECTIVES)}.")
+    check_objectives(recipe, args)
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
-    if recipe.stage == "2":
+    if recipe.stage == "2" and needs_projector(recipe, args):
         check_projector(recipe.projector or output / STAGE1, *widths)
-    elif recipe.projector:
+    if recipe.stage != "2" and recipe.projector:
         raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
     source = find_source(recipe.train_data)
     _check_amount(recipe, args, source)

@@ -41,8 +41,11 @@ def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
     args.max_steps = getattr(recipe, f"{stage}_max_steps")
     args.learning_rate = getattr(recipe, f"{stage}_learning_rate")
     args.push_to_hub = False  # what is uploaded is the export, not a stage's checkpoints
-    if stage == STAGE1:  # the encoder that would be measured does not change there
+    if stage == STAGE1:
+        args.objective = recipe.stage1_objective or args.objective
+        # The encoder, which would be measured and kept near, does not change there.
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+        args.keep_weight = 0.0
     return args
 
 
@@ -63,6 +66,8 @@ def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) 
     if args.lora_rank:
         encoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
     else:
+        if args.keep_weight:
+            encoder.keep_original()
         encoder.unfreeze()
     return ConditionModel(encoder, projector.requires_grad_(False))
 
@@ -173,6 +178,7 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             *(f"    {name:<{width}}  {count:>12,}" for name, count in modules.items()),
             f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
             f"accumulated x {args.world_size} devices",
+            f"  objective             {args.objective}",
             f"  UNet evaluations      {both:,} a step, forward and backward"
             + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
-from dcr_hf.objectives import OBJECTIVES, Diffused, Negatives
+from dcr_hf.losses import keep_distance
+from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
 from dcr_hf.steplog import StepLog, gather_objects
 
 
@@ -73,7 +75,14 @@ class DCRTrainer(Trainer):
         self.denoiser.plan_anew()
         if args.torch_compile:
             self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
-        self.negatives = Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions)
+        self.objective = OBJECTIVES[args.objective]
+        self.settings = Settings(
+            temperature=args.temperature,
+            negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
+            space=args.contrast_space,
+            lambda_rec=args.lambda_rec,
+            lambda_con=args.lambda_con,
+        )
         self.view = PositiveView(
             model.encoder.image_size,
             flips=args.view_flips,
@@ -88,15 +97,20 @@ class DCRTrainer(Trainer):
         self._batches = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """One step of DCR: images and views -> conditions; latents, noise -> predictions -> noise-space InfoNCE."""
+        """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
         self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
-        views = self.view(images)
-        conditions, view_conditions = model(torch.cat([images, views])).chunk(2)  # (B, C) each
-        diffused = Diffused.draw(self.denoiser, images)
-        loss, metrics = OBJECTIVES[self.args.objective](
-            self.denoiser, diffused, conditions, view_conditions, self.args.temperature, self.negatives
-        )
+        kept = len(images) if self.args.keep_weight else 0
+        encoded = model(torch.cat([images, self.view(images)]), originals=kept)
+        embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
+        conditions, view_conditions = encoded.conditions.chunk(2)  # (B, C) each
+        diffuse = partial(Diffused.draw, self.denoiser, images)
+        batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
+        outcome = self.objective(self.denoiser, batch, self.settings)
+        loss, metrics = outcome.loss, outcome.metrics
+        if kept:
+            distance = keep_distance(embeddings, encoded.originals)
+            loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
         self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
         self._batches += 1
         if inputs["position"] is not None:

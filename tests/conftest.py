@@ -29,6 +29,9 @@ from transformers import (
     SiglipModel,
 )
 
+from dcr_hf import FrozenDenoiser
+from dcr_hf.objectives import Batch, Diffused
+
 IMAGE_SIZE = 32
 EMBEDDING_WIDTH = {"clip": 16, "siglip": 24}
 CONDITION_WIDTH = 32  # the tiny UNet's cross_attention_dim
@@ -192,6 +195,21 @@ def write_shard(path: Path, samples: dict[str, bytes | dict[str, bytes]]) -> Pat
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def diffused_at_random(denoiser: FrozenDenoiser, batch: int, seed: int = 0) -> Diffused:
+    """Latents of 4 x 4, without the detour over images."""
+    generator = torch.Generator().manual_seed(seed)
+    latents, noise = torch.randn(2, batch, 4, 4, 4, generator=generator)
+    timesteps = torch.randint(1000, (batch,), generator=generator)
+    noisy, target = (make(latents, noise, timesteps) for make in (denoiser.add_noise, denoiser.target))
+    return Diffused(latents, noisy, timesteps, noise, target)
+
+
+def batch_of_conditions(diffused: Diffused, conditions: torch.Tensor, view_conditions: torch.Tensor) -> Batch:
+    """For objectives that do not look at embeddings: these are NaN."""
+    embeddings = conditions.new_full((len(conditions), EMBEDDING_WIDTH["clip"]), float("nan"))
+    return Batch(embeddings, embeddings, conditions, view_conditions, lambda: diffused)
 
 
 @pytest.fixture(scope="session")

@@ -50,11 +50,12 @@ def main(encoder: str, denoiser: str, data: str, output: str, stage: str) -> Non
         use_cpu=True,
         dataloader_num_workers=0,
         max_bad_fraction=0.5,
+        **({"objective": "joint", "keep_weight": 1.0} if stage == "joint" else {}),
     )
     torch.manual_seed(0)
     frozen = FrozenDenoiser.from_pretrained(denoiser)
     model = projector_stage(ImageEncoder.from_pretrained(encoder), frozen.condition_width, seed=0)
-    if stage == "stage2":
+    if stage != "stage1":
         model = encoder_stage(model.encoder, model.projector, args)
     images = TrainingImages(find_source(data), 32, 4, rank=args.process_index, world_size=args.world_size)
     recorder = Recorder()

@@ -29,7 +29,8 @@ def main(folder: str, output: str) -> None:
     torch.manual_seed(dist.get_rank())
     images = torch.rand(4, 3, 32, 32)
     for model in (whole, sharded):
-        model(images).square().mean().backward()
+        encoded = model(images, originals=2)
+        (encoded.conditions.square().mean() + (encoded.embeddings[:2] * encoded.originals).sum()).backward()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     gathered = get_model_state_dict(sharded, options=options)
     for (name, expected), found in zip(whole.named_parameters(), sharded.parameters(), strict=True):

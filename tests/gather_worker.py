@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
+from conftest import batch_of_conditions, diffused_at_random
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcr_hf import FrozenDenoiser
-from dcr_hf.objectives import Diffused, Negatives, dcr
+from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
 
 BATCH, WIDTH = 3, 7  # of each rank, of the embeddings
 
@@ -21,10 +22,9 @@ def batch_of(ranks: list[int], denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor
         generator = torch.Generator().manual_seed(rank)
         embeddings.append(torch.randn(BATCH, WIDTH, generator=generator))
         views.append(torch.randn(BATCH, WIDTH, generator=generator))
-        noisy, noise, target = torch.randn(3, BATCH, 4, 4, 4, generator=generator)
-        parts.append((noisy, torch.randint(1000, (BATCH,), generator=generator), noise, target))
-    noisy, timesteps, noise, target = (torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(embeddings), torch.cat(views), Diffused(noisy, timesteps, noise, target)
+        parts.append(vars(diffused_at_random(denoiser, BATCH, seed=rank)))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(embeddings), torch.cat(views), Diffused(**joined)
 
 
 def projector(denoiser: FrozenDenoiser) -> nn.Module:
@@ -35,13 +35,14 @@ def projector(denoiser: FrozenDenoiser) -> nn.Module:
 def step(model: nn.Module, denoiser: FrozenDenoiser, ranks: list[int], negatives: Negatives) -> dict:
     embeddings, views, diffused = batch_of(ranks, denoiser)
     conditions, view_conditions = model(torch.cat([embeddings, views])).chunk(2)
-    loss, metrics = dcr(denoiser, diffused, conditions, view_conditions, 0.1, negatives)
-    loss.backward()
+    batch = batch_of_conditions(diffused, conditions, view_conditions)
+    outcome = dcr(denoiser, batch, Settings(negatives=negatives))
+    outcome.loss.backward()
     return {
-        "loss": loss.detach(),
+        "loss": outcome.loss.detach(),
         "evaluations": denoiser.evaluations,
         "gradients": [parameter.grad for parameter in model.parameters()],
-        "metrics": metrics,
+        "metrics": outcome.metrics,
     }
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITION_WIDTH
+from conftest import CONDITION_WIDTH, batch_of_conditions, diffused_at_random
 from gather_worker import BATCH, projector, step
 
 from dcr_hf import DCRConfig, FrozenDenoiser, dcr_loss
-from dcr_hf.objectives import Diffused, Negatives, choose_negatives, dcr
+from dcr_hf.objectives import Negatives, Settings, dcr
+from dcr_hf.objectives.negatives import choose_negatives
 
 
 @pytest.fixture
@@ -20,12 +21,9 @@ def denoiser(sd_folder):
 
 
 @pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    noisy, noise, target = torch.randn(3, 5, 4, 4, 4, generator=generator)
-    diffused = Diffused(noisy, torch.randint(1000, (5,), generator=generator), noise, target)
-    conditions, views = torch.randn(2, 5, CONDITION_WIDTH, generator=generator)
-    return diffused, conditions.requires_grad_(), views.requires_grad_()
+def batch(denoiser):
+    conditions, views = torch.randn(2, 5, CONDITION_WIDTH, generator=torch.Generator().manual_seed(0))
+    return diffused_at_random(denoiser, 5), conditions.requires_grad_(), views.requires_grad_()
 
 
 def plain(denoiser, batch, detach=False):
@@ -43,8 +41,9 @@ def plain(denoiser, batch, detach=False):
 def found(denoiser, batch, negatives):
     diffused, conditions, views = batch
     before = denoiser.evaluations
-    loss, metrics = dcr(denoiser, diffused, conditions, views, 0.1, negatives)
-    return loss, *torch.autograd.grad(loss, (conditions, views)), metrics, denoiser.evaluations - before
+    outcome = dcr(denoiser, batch_of_conditions(diffused, conditions, views), Settings(negatives=negatives))
+    gradients = torch.autograd.grad(outcome.loss, (conditions, views))
+    return outcome.loss, *gradients, outcome.metrics, denoiser.evaluations - before
 
 
 def assert_close(some, others):

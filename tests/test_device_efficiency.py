@@ -5,14 +5,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import CONDITION_WIDTH, encoded, photographs
+from conftest import CONDITION_WIDTH, batch_of_conditions, encoded, photographs
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.images import decode_image
-from dcr_hf.objectives import Diffused, Negatives, dcr
+from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
 from dcr_hf.planner import LiveBytes
 from dcr_hf.stages import encoder_stage, projector_stage
 
@@ -38,7 +38,8 @@ def test_the_objective_never_makes_the_host_wait(denoiser, negatives):
     conditions = torch.randn(3, CONDITION_WIDTH, requires_grad=True)
     with NoWaiting():
         diffused = Diffused.draw(denoiser, torch.rand(3, 3, 32, 32))
-        loss, _ = dcr(denoiser, diffused, conditions, conditions * 2, 0.1, negatives)
+        batch = batch_of_conditions(diffused, conditions, conditions * 2)
+        loss = dcr(denoiser, batch, Settings(negatives=negatives)).loss
         loss.backward()
     with pytest.raises(AssertionError, match="makes the host wait"), NoWaiting():
         loss.item()
@@ -94,7 +95,7 @@ def test_gradient_checkpointing_works_without_the_text_side(encoder_folders, fam
         if checkpointing:
             model.gradient_checkpointing_enable()
         with LiveBytes() as live:
-            gradients.append(torch.autograd.grad(model(images).square().sum(), trained))
+            gradients.append(torch.autograd.grad(model(images).conditions.square().sum(), trained))
         peaks.append(live.peak)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert peaks[1] < 0.9 * peaks[0]

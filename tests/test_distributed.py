@@ -7,7 +7,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module", params=["stage1", "stage2"])
+@pytest.fixture(scope="module", params=["stage1", "stage2", "joint"])
 def two_ranks(request, clip_folder, sd_folder, shards_folder, tmp_path_factory):
     """What each of two gloo processes wrote down of three steps."""
     output = tmp_path_factory.mktemp("ranks")

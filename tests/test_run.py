@@ -146,6 +146,26 @@ def test_the_stages_can_be_run_one_after_the_other(options, run_here):
     assert not stale.exists() and (output / "clip-tiny-dcr").is_dir()
 
 
+def test_a_contrast_alone_needs_no_stage_1(options, run_here):
+    code, error = run_here(*words(options), "--objective", "contrastive", "--stage", "2", "--keep_weight", "0.5")
+    assert code == 0, error
+    output = options["--output_dir"]
+    assert (output / "clip-tiny-dcr").is_dir() and not (output / "stage1").exists()
+    history = json.loads((output / "stage2" / "trainer_state.json").read_text())["log_history"]
+    assert all({"loss/contrastive", "keep_distance"} <= line.keys() for line in history if "loss" in line)
+
+
+def test_stage_1_can_have_an_objective_of_its_own(options, run_here):
+    code, error = run_here(*words(options), "--stage1_objective", "reconstruction", "--contrast_space", "residual")
+    assert code == 0, error
+    for stage, other in (("stage1", "loss/reconstruction"), ("stage2", "cosine/hardest_negative")):
+        history = json.loads((options["--output_dir"] / stage / "trainer_state.json").read_text())["log_history"]
+        assert all(other in line for line in history if "loss" in line)
+    # A checkpoint of stage 1 would have been refused with another objective there.
+    facts = json.loads((options["--output_dir"] / "stage1" / "checkpoint-2" / "complete.json").read_text())
+    assert (facts["objective"], facts["contrast_space"]) == ("reconstruction", "residual")
+
+
 def test_dry_run_says_what_would_run_and_leaves_nothing(options):
     done = run_recipe("openai_vitl", *words(options), "--dry_run")
     assert done.returncode == 0, done.stderr

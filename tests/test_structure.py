@@ -32,6 +32,7 @@ ORDER = [
     "interruption",
     "trainer",
     "stages",
+    "compatibility",
     "export",
     "run",
     "miniature",

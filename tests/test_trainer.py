@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONDITION_WIDTH, photographs
+from conftest import CONDITION_WIDTH, batch_of_conditions, photographs
 from transformers import TrainerCallback
 
 from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
-from dcr_hf.condition import ConditionModel, Projector
+from dcr_hf.condition import ConditionModel, Encoded, Projector
 from dcr_hf.encoder import ImageEncoder
-from dcr_hf.objectives import Diffused, dcr
+from dcr_hf.objectives import Diffused, Settings, dcr
 from dcr_hf.stages import encoder_stage, projector_stage
 from dcr_hf.trainer import NonFiniteLossError
 
@@ -168,8 +168,8 @@ def test_fidelity_is_the_noise_error_under_three_conditions(encoder, sd_v_folder
     images = torch.stack([item["image"] for item in photo_items(3)]) / 255
     diffused = Diffused.draw(denoiser, images)
     with torch.no_grad():
-        conditions, views = model(images), model(images.flip(-1))
-        _, metrics = dcr(denoiser, diffused, conditions, views, 0.1)
+        conditions, views = model(images).conditions, model(images.flip(-1)).conditions
+        metrics = dcr(denoiser, batch_of_conditions(diffused, conditions, views), Settings()).metrics
         n, t = diffused.noisy_latents, diffused.timesteps
         alpha = denoiser.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
         for name, used in {"own": conditions, "view": views, "other": conditions.roll(1, dims=0)}.items():
@@ -298,13 +298,14 @@ def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser
             super().__init__()
             self.module = model
 
-        def forward(self, images):
-            calls.append(images.shape)
-            return self.module(images).detach()
+        def forward(self, images, originals):
+            calls.append((images.shape, originals))
+            embeddings, conditions, _ = self.module(images)
+            return Encoded(embeddings.detach(), conditions.detach())
 
     model = stage("stage1", encoder, None)
     trainer = DCRTrainer(model, config(tmp_path), denoiser, train_dataset=photo_items(8))
     images = torch.stack([item["image"] for item in photo_items(4)]) / 255
     loss = trainer.compute_loss(Wrapper(model), {"images": images, "skipped": [], "position": None})
-    assert calls == [(8, 3, 32, 32)]  # images and views in one pass
+    assert calls == [((8, 3, 32, 32), 0)]  # images and views in one pass
     assert not loss.requires_grad

@@ -1,0 +1,54 @@
+"""Options of a run that do not go together, refused before anything is loaded."""
+
+import dataclasses
+
+from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.objectives import OBJECTIVES
+from dcr_hf.stages import STAGE1, stage_args, stages_of
+
+# Of some objectives only: elsewhere they would change nothing.
+_READ_BY = {
+    "dcr": ("num_negatives", "detach_negatives", "gather_conditions", "contrast_space"),
+    "joint": ("lambda_rec", "lambda_con"),
+}
+
+
+def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
+    """Refuse an objective that cannot train what its stage trains, and options that no stage's objective reads.
+
+    Raises:
+        ValueError: names the option and what to give instead.
+    """
+    for option, name in (("objective", args.objective), ("stage1_objective", recipe.stage1_objective)):
+        if name is not None and name not in OBJECTIVES:
+            raise ValueError(f"--{option} {name!r} is unknown; there are {', '.join(OBJECTIVES)}.")
+    if recipe.stage1_objective and recipe.stage == "2":
+        raise ValueError("--stage1_objective is for stage 1, which --stage 2 leaves out. Leave one of them out.")
+    if args.keep_weight and recipe.stage == "1":
+        raise ValueError("--keep_weight guards the encoder, which --stage 1 does not train. Leave it out.")
+    of_stages = {stage: stage_args(recipe, args, stage) for stage in stages_of(recipe)}
+    if STAGE1 in of_stages:
+        _check_projector_is_trained(of_stages[STAGE1])
+    objectives = {options.objective for options in of_stages.values()}
+    defaults = {field.name: field.default for field in dataclasses.fields(DCRConfig)}
+    for objective in _READ_BY.keys() - objectives:
+        for option in _READ_BY[objective]:
+            if getattr(args, option) != defaults[option]:
+                raise ValueError(
+                    f"--{option} is for --objective {objective} and would change nothing for "
+                    f"{' and '.join(sorted(objectives))}. Leave it out, or choose that objective."
+                )
+
+
+def _check_projector_is_trained(args: DCRConfig) -> None:
+    if not args.asks_denoiser:
+        without = " with --lambda_rec 0" if args.objective == "joint" else ""
+        raise ValueError(
+            f"stage 1 trains the projector, and the objective {args.objective}{without} gives it no gradient. Give "
+            "--stage 2, which then needs no trained projector, or a --stage1_objective such as reconstruction."
+        )
+
+
+def needs_projector(recipe: Recipe, args: DCRConfig) -> bool:
+    """Whether stage 2 needs a trained projector: what does not ask the denoiser can do with any."""
+    return args.asks_denoiser or recipe.projector is not None or recipe.stage == "all"

@@ -1,0 +1,52 @@
+"""What the paper compares with: reconstruction alone, contrast alone, and their sum."""
+
+import torch
+
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.losses import cosines, embedding_cosines, multi_positive_info_nce
+from dcr_hf.objectives.batch import Batch, Outcome, Settings
+from dcr_hf.objectives.fidelity import condition_norm, noise_errors
+
+
+def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
+    """The loss that the denoiser was trained with, under each image's own condition: the mean squared error to y.
+
+    What DIVA and GenHancer train with, on this pipeline. B UNet evaluations, and B without gradient for the log.
+    """
+    diffused = batch.diffuse()
+    n, t = diffused.noisy_latents, diffused.timesteps
+    own = denoiser.predict(n, t, batch.conditions)
+    loss = (own - diffused.target).square().mean()
+    with torch.no_grad():
+        other = denoiser.predict(n, t, batch.conditions.roll(1, dims=0))
+        metrics = {
+            "loss/reconstruction": loss.detach(),
+            "cosine/target": cosines(own, diffused.target[:, None]).mean(),
+        }
+        metrics |= noise_errors(denoiser, diffused, own=own, other=other) | condition_norm(denoiser, batch.conditions)
+    return Outcome(loss, metrics)
+
+
+def contrastive(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
+    """InfoNCE between the embeddings of images and their views, `embedding_info_nce`. The denoiser is not asked."""
+    to_view, to_others = embedding_cosines(batch.embeddings, batch.view_embeddings)
+    loss = multi_positive_info_nce(to_view, to_others, settings.temperature)
+    with torch.no_grad():
+        metrics = {
+            "loss/contrastive": loss.detach(),
+            "embedding_cosine/view": to_view.mean(),
+            "embedding_cosine/other": to_others.mean(),
+            "embedding_nearest_is_view": (to_view[:, 0] > to_others.amax(dim=1)).float().mean(),
+        }
+    return Outcome(loss, metrics)
+
+
+def joint(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
+    """The naive sum, lambda_rec * reconstruction + lambda_con * contrastive. What has no weight is not computed."""
+    parts = [
+        (weight, objective(denoiser, batch, settings))
+        for weight, objective in ((settings.lambda_rec, reconstruction), (settings.lambda_con, contrastive))
+        if weight
+    ]
+    loss = sum(weight * part.loss for weight, part in parts)
+    return Outcome(loss, {name: value for _, part in parts for name, value in part.metrics.items()})

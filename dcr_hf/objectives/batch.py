@@ -1,0 +1,82 @@
+"""What an objective is given of a batch, how it is set, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.objectives.negatives import ALL_NEGATIVES, Negatives
+
+
+@dataclass(frozen=True)
+class Diffused:
+    """One batch on its way through the denoiser; each tensor (B, 4, h, w) but timesteps (B,)."""
+
+    latents: Tensor
+    noisy_latents: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    target: Tensor
+
+    @classmethod
+    def draw(cls, denoiser: FrozenDenoiser, images: Tensor) -> "Diffused":
+        """Latents l, timesteps t, noise e and target y for images (B, 3, H, W) in [0, 1]."""
+        latents = denoiser.encode(images)
+        timesteps = denoiser.draw_timesteps(len(images))
+        noise = torch.randn_like(latents)
+        return cls(
+            latents=latents,
+            noisy_latents=denoiser.add_noise(latents, noise, timesteps),
+            timesteps=timesteps,
+            noise=noise,
+            target=denoiser.target(latents, noise, timesteps),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and their views, as the trained model sees them.
+
+    Attributes:
+        embeddings, view_embeddings: z and z+ (B, D).
+        conditions, view_conditions: c and c+ (B, C).
+        diffuse: draws the images' latents and noise, for objectives that ask the denoiser.
+    """
+
+    embeddings: Tensor
+    view_embeddings: Tensor
+    conditions: Tensor
+    view_conditions: Tensor
+    diffuse: Callable[[], Diffused]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The defaults are the paper's.
+
+    Attributes:
+        temperature: of every contrast.
+        negatives: of `dcr`.
+        space: what `dcr` contrasts, see `spaces`.
+        lambda_rec, lambda_con: the weights of the two losses of `joint`.
+    """
+
+    temperature: float = 0.1
+    negatives: Negatives = ALL_NEGATIVES
+    space: Literal["model", "velocity", "sample", "residual"] = "model"
+    lambda_rec: float = 1.0
+    lambda_con: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scalars on the device: the loss to train with, and what is logged beside it."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+Objective = Callable[[FrozenDenoiser, Batch, Settings], Outcome]

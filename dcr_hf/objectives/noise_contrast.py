@@ -1,0 +1,42 @@
+"""The paper's objective: a contrast between the denoiser's predictions."""
+
+import torch
+
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.losses import cosines, multi_positive_info_nce
+from dcr_hf.objectives.batch import Batch, Outcome, Settings
+from dcr_hf.objectives.fidelity import condition_norm, contrast_metrics, noise_errors
+from dcr_hf.objectives.negatives import choose_negatives, gather_conditions
+from dcr_hf.objectives.spaces import contrast_space
+
+
+def dcr(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
+    """The paper's objective, `dcr_loss`, on the pairs it needs. By default B * B + B UNet evaluations."""
+    diffused, conditions, which = batch.diffuse(), batch.conditions, settings.negatives
+    if which.gather:
+        everyones, first = gather_conditions(conditions)  # (W * B, C)
+    else:
+        everyones, first = conditions, 0
+    own = first + torch.arange(len(conditions), device=conditions.device)[:, None]  # (B, 1)
+    others = choose_negatives(own, len(everyones), which.count)  # (B, M)
+    view = own - first + len(everyones)  # (B, 1)
+    table = torch.cat([everyones, batch.view_conditions])
+    n, t = diffused.noisy_latents, diffused.timesteps
+    if which.detach:
+        anchors, views = denoiser.predict_chosen(n, t, table, torch.cat([own, view], dim=1)).unbind(dim=1)
+        with torch.no_grad():
+            negatives = denoiser.predict_chosen(n, t, table, others)  # (B, M, 4, h, w)
+    else:
+        # The view is one more condition of the same latent.
+        predictions = denoiser.predict_chosen(n, t, table, torch.cat([own, view, others], dim=1))
+        anchors, views, negatives = predictions[:, 0], predictions[:, 1], predictions[:, 2:]
+    transform, target, empty = contrast_space(settings.space, denoiser, diffused)
+    anchors_there = transform(anchors[:, None])[:, 0]
+    to_positives = cosines(anchors_there, torch.cat([transform(views[:, None]), target[:, None]], dim=1))  # (B, 2)
+    to_negatives = cosines(anchors_there, transform(negatives))  # (B, M)
+    loss = multi_positive_info_nce(to_positives, to_negatives, settings.temperature)
+    with torch.no_grad():
+        under = {"own": anchors, "view": views, "other": negatives[:, 0]} | ({} if empty is None else {"empty": empty})
+        metrics = contrast_metrics(to_positives, to_negatives)
+        metrics |= noise_errors(denoiser, diffused, **under) | condition_norm(denoiser, conditions)
+    return Outcome(loss, metrics)
