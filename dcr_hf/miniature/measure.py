@@ -1,7 +1,6 @@
 """What pretraining led to: both abilities of the CLIP, the autoencoder's error, whether the denoiser listens."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,12 +30,18 @@ _BATCH = 100
 
 
 def measure_encoders(
-    encoders: dict[str, str], data: Path, output: Path, benchmarks: Sequence[str] = BENCHMARKS
+    encoders: dict[str, str],
+    data: Path,
+    output: Path,
+    benchmarks: Sequence[str] = BENCHMARKS,
+    cache: Path | None = None,
 ) -> Results:
-    """Both abilities of the encoders (folder by name), by the ordinary evaluation; its report is left in `output`."""
-    logging.getLogger("dcr_hf").setLevel(logging.ERROR)
+    """Both abilities of the encoders (folder by name), by the ordinary evaluation; its report is left in `output`.
+
+    Embeddings are kept in `cache`, by default within `output`.
+    """
     prepared = prepare(encoders, list(benchmarks), data)
-    return execute(prepared, output, cache_dir=output / "cache", seeds=(0, 1, 2), batch_size=256)
+    return execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256)
 
 
 def scores(results: Results) -> dict[str, dict[str, list[float]]]:
