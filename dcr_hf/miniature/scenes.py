@@ -4,12 +4,14 @@ The same (draw, index) gives the same scene, and the same scene the same pixels.
 """
 
 import colorsys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "house")
 # Draws differ in the first number of their seeds, so that no two share a scene.
@@ -18,9 +20,10 @@ DRAWS = {"train": 0, "dev": 1, "test": 2}
 _UNIT = 32.0  # scenes are laid out on a 32 x 32 square, whatever the size they are drawn at
 _SUPERSAMPLING = 4
 _HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78}
-_LEAN = 0.42  # an outline leans up to this far towards another class: none is beyond doubt
+_LEAN = 0.25  # an outline leans up to this far towards another class
+_FAINTEST = 0.2  # how much of a detail is drawn at least: what is faint takes good eyes
 _ANGLES = 120  # a multiple of every shape's own symmetry
-_RADIUS = {"near": 9.5, "far": 7.0}
+_RADIUS = {"near": 9.2, "far": 7.2}
 _CLASS_KEY, _LOOK_KEY = 11, 12  # two streams of random numbers, so that the background cannot know the class
 
 
@@ -93,15 +96,14 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
     canvas = _Canvas(_background(background or scene.look, size * _SUPERSAMPLING))
     look = np.random.default_rng((*scene.look, _LOOK_KEY))
     center = np.array([15.5, 15.5]) + look.uniform(-1, 1, 2)
-    radius = _RADIUS[scene.viewpoint] * look.uniform(0.95, 1.05)
-    stretch = look.uniform(0.85, 1.1, 2)
+    radius = _RADIUS[scene.viewpoint] * look.uniform(0.88, 1.12)
+    stretch = look.uniform(0.9, 1.1, 2)
     turn = np.deg2rad(look.uniform(-8, 8))
     lean = look.uniform(0, _LEAN)
     towards = str(look.choice(SHAPES))
-    ink = colorsys.hsv_to_rgb(
-        (_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, look.uniform(0.75, 1), look.uniform(0.8, 1)
-    )
-    moon_side = look.uniform(-1, 1)
+    # How much of each detail is drawn, whatever its value is.
+    beak, crown, crack, dots, moon, letter, pattern, hue = look.uniform(_FAINTEST, 1, 8)
+    ink = colorsys.hsv_to_rgb((_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, hue, look.uniform(0.8, 1))
     noise = look.normal(0, 0.02, (size, size, 3))
 
     def place(points: np.ndarray) -> np.ndarray:
@@ -109,19 +111,26 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         return center + radius * (points * stretch) @ rotation.T
 
-    _draw_beak(canvas, place, scene.orientation)
-    _draw_body(canvas, place, (1 - lean) * _outline(scene.shape) + lean * _outline(towards), scene.structure, ink)
+    with canvas.faded(beak):
+        side = -1 if scene.orientation == "left" else 1
+        corners = np.array([(0.5, -0.62), (1.5, 0.0), (0.5, 0.62)]) * (side, 1)
+        canvas.polygon(place(corners), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
+    outline = (1 - lean) * _outline(scene.shape) + lean * _outline(towards)
+    _draw_body(canvas, place, outline, scene.structure, ink, pattern)
     if scene.feature == "crown":
-        crown = [(-0.62, -0.62), (-0.75, -1.4), (-0.3, -1.05), (0, -1.5), (0.3, -1.05), (0.75, -1.4), (0.62, -0.62)]
-        canvas.polygon(place(np.array(crown)), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
+        with canvas.faded(crown):
+            canvas.polygon(place(_CROWN), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
     if scene.state == "broken":
-        crack = [(0.25, -1.1), (-0.3, -0.4), (0.3, 0.1), (-0.3, 0.55), (0.2, 1.15)]
-        canvas.line(place(np.array(crack)), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
-    for number in range(("one", "two", "three").index(scene.count) + 1):
-        canvas.disc((4.0 + 5.6 * number, 28.4), 2.2, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
-    moon_y = 4.6 if scene.position == "below" else 27.2
-    canvas.disc((27.0 + 0.4 * moon_side, moon_y), 3.6, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
-    _draw_letter(canvas, scene.text)
+        with canvas.faded(crack):
+            canvas.line(place(_CRACK), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
+    with canvas.faded(dots):
+        for number in range(("one", "two", "three").index(scene.count) + 1):
+            canvas.disc((4.0 + 5.6 * number, 28.4), 2.2, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
+    with canvas.faded(moon):
+        height = 4.6 if scene.position == "below" else 27.2
+        canvas.disc((27.0, height), 3.6, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
+    with canvas.faded(letter):
+        _draw_letter(canvas, scene.text)
     pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING), dtype=np.float64) / 255 + noise
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
@@ -148,15 +157,20 @@ class _Canvas:
         box = [(axis + side * radius) * self._scale for side in (-1, 1) for axis in center]
         self._draw.ellipse(box, fill=_rgb(color), outline=_rgb(outline), width=round(0.5 * self._scale))
 
-    def masked(self, mask: Image.Image, color) -> None:
-        self.image.paste(_rgb(color), (0, 0), mask)
-
-    def mask(self, points: np.ndarray) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-        """A mask of a polygon, and the means to draw on it."""
+    def mask(self, polygons: list[np.ndarray], strength: float = 1.0) -> Image.Image:
+        """Where the polygons are, that strong."""
         mask = Image.new("L", self.image.size, 0)
         draw = ImageDraw.Draw(mask)
-        draw.polygon([tuple(point) for point in points * self._scale], fill=255)
-        return mask, draw
+        for points in polygons:
+            draw.polygon([tuple(point) for point in points * self._scale], fill=round(255 * strength))
+        return mask
+
+    @contextmanager
+    def faded(self, strength: float) -> Iterator[None]:
+        """What is drawn meanwhile, only that strong."""
+        before = self.image.copy()
+        yield
+        self.image.paste(Image.blend(before, self.image, strength))
 
 
 def _rgb(color) -> tuple[int, ...]:
@@ -178,30 +192,18 @@ def _background(look: tuple[int, ...], side: int) -> Image.Image:
     return Image.fromarray((255 * (ends[0] * (1 - share) + ends[1] * share)).astype(np.uint8))
 
 
-def _draw_beak(canvas: _Canvas, place, orientation: str) -> None:
-    side = -1 if orientation == "left" else 1
-    beak = np.array([(0.5, -0.62), (1.5, 0.0), (0.5, 0.62)]) * (side, 1)
-    canvas.polygon(place(beak), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
-
-
-def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink) -> None:
-    dark = tuple(0.25 * part for part in ink)
+def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink, strength: float) -> None:
+    corners = place(outline)
+    behind = canvas.image.copy()
+    canvas.polygon(corners, ink)
     if structure == "hollow":
-        mask, draw = canvas.mask(place(outline))
-        inner = [tuple(point) for point in place(0.55 * outline) * canvas.image.width / _UNIT]
-        draw.polygon(inner, fill=0)
-        canvas.masked(mask, ink)
-    else:
-        canvas.polygon(place(outline), ink)
+        canvas.image.paste(behind, (0, 0), canvas.mask([place(0.55 * outline)], strength))
     if structure == "striped":
-        mask, _ = canvas.mask(place(outline))
-        stripes = Image.new("L", canvas.image.size, 0)
-        draw = ImageDraw.Draw(stripes)
-        for height in np.arange(-0.95, 1.0, 0.62):
-            band = place(np.array([(-1.2, height), (1.2, height), (1.2, height + 0.3), (-1.2, height + 0.3)]))
-            draw.polygon([tuple(point) for point in band * canvas.image.width / _UNIT], fill=255)
-        canvas.masked(Image.fromarray(np.minimum(np.asarray(mask), np.asarray(stripes))), (0.97, 0.97, 0.97))
-    canvas.line(np.vstack([place(outline), place(outline)[:1]]), dark, 0.6)
+        band = np.array([(-1.2, 0.0), (1.2, 0.0), (1.2, 0.3), (-1.2, 0.3)])
+        bands = [place(band + np.array([0, height])) for height in np.arange(-0.95, 1.0, 0.62)]
+        stripes = ImageChops.darker(canvas.mask(bands, strength), canvas.mask([corners]))
+        canvas.image.paste(_rgb((0.97, 0.97, 0.97)), (0, 0), stripes)
+    canvas.line(np.vstack([corners, corners[:1]]), tuple(0.25 * part for part in ink), 0.6)
 
 
 @cache
@@ -251,6 +253,8 @@ def _polar(angles: np.ndarray, radius) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.broadcast_to(radius, angles.shape)[:, None]
 
 
+_CROWN = np.array([(-0.62, -0.62), (-0.75, -1.4), (-0.3, -1.05), (0, -1.5), (0.3, -1.05), (0.75, -1.4), (0.62, -0.62)])
+_CRACK = np.array([(0.25, -1.1), (-0.3, -0.4), (0.3, 0.1), (-0.3, 0.55), (0.2, 1.15)])
 _STROKES = {
     "L": [[(0.1, 0), (0.1, 1), (0.95, 1)]],
     "O": [[(0, 0), (1, 0), (1, 1), (0, 1), (0, 0), (1, 0)]],
