@@ -29,6 +29,11 @@ def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
     of_stages = {stage: stage_args(recipe, args, stage) for stage in stages_of(recipe)}
     if STAGE1 in of_stages:
         _check_projector_is_trained(of_stages[STAGE1])
+    if args.log_gradient_conflict_every and not any(o.log_gradient_conflict_every for o in of_stages.values()):
+        raise ValueError(
+            "--log_gradient_conflict_every compares two losses that train the same; in stage 1 only dcr has two, not "
+            f"{of_stages[STAGE1].objective}. Leave it out, or train stage 2 too."
+        )
     objectives = {options.objective for options in of_stages.values()}
     defaults = {field.name: field.default for field in dataclasses.fields(DCRConfig)}
     for objective in _READ_BY.keys() - objectives:
@@ -51,4 +56,5 @@ def _check_projector_is_trained(args: DCRConfig) -> None:
 
 def needs_projector(recipe: Recipe, args: DCRConfig) -> bool:
     """Whether stage 2 needs a trained projector: what does not ask the denoiser can do with any."""
-    return args.asks_denoiser or recipe.projector is not None or recipe.stage == "all"
+    asks = args.asks_denoiser or args.log_gradient_conflict_every
+    return bool(asks) or recipe.projector is not None or recipe.stage == "all"

@@ -1,5 +1,6 @@
 """What a run is: `Recipe` says with what, `DCRConfig` says how. The defaults are the paper's."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -127,6 +128,14 @@ class DCRConfig(TrainingArguments):
             "a frozen copy of it. 0: none. Not the paper's."
         },
     )
+    log_gradient_conflict_every: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, log the cosine between the gradients of reconstruction and contrast (for "
+            "dcr those of its two positive terms), of all trained parameters and of each layer; with a plot at the "
+            "end. Changes nothing in training. 0: never."
+        },
+    )
     noise_target: Literal["auto", "epsilon", "velocity"] = field(
         default="auto",
         metadata={
@@ -235,6 +244,7 @@ class DCRConfig(TrainingArguments):
             raise ValueError(f"--shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1.")
         self._read_pair_chunk_size()
         self._check_negatives()
+        self._check_conflict()
 
     def _read_pair_chunk_size(self) -> None:
         if self.pair_chunk_size != "auto":
@@ -244,6 +254,18 @@ class DCRConfig(TrainingArguments):
                     "auto."
                 )
             self.pair_chunk_size = int(self.pair_chunk_size)
+
+    def _check_conflict(self) -> None:
+        if self.log_gradient_conflict_every < 0:
+            raise ValueError(
+                f"--log_gradient_conflict_every is {self.log_gradient_conflict_every}; it is a number of steps, or 0."
+            )
+        launched = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
+        if self.log_gradient_conflict_every and (launched or self.deepspeed or self.fp16):
+            raise ValueError(
+                "--log_gradient_conflict_every needs each process to hold whole gradients at their true scale: one "
+                "process or DDP, in bfloat16 or float32. Leave it out under DeepSpeed, FSDP and --fp16."
+            )
 
     def _check_negatives(self) -> None:
         if self.gather_conditions and self.world_size == 1:

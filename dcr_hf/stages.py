@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from dcr_hf.checkpoints import step_of, whole_checkpoints
 from dcr_hf.condition import PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
 from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.conflict_report import write_conflict
 from dcr_hf.data import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ADAPTER_WEIGHTS, VISION_WEIGHTS, ImageEncoder, has_encoder
@@ -46,6 +47,8 @@ def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
         # The encoder, which would be measured and kept near, does not change there.
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
         args.keep_weight = 0.0
+        if args.objective != "dcr":  # a contrast of embeddings has no gradient there that could conflict
+            args.log_gradient_conflict_every = 0
     return args
 
 
@@ -113,6 +116,7 @@ def train_stage(
     trainer.save_model(str(partial))
     if args.process_index == 0:
         trainer.state.save_to_json(partial / "trainer_state.json")
+        write_conflict(partial, trainer.state.log_history)
         put_in_place(partial, folder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
@@ -143,6 +147,7 @@ def finish_from(checkpoint: Path, folder: Path) -> None:
     trained = [path for pattern in ("adapter_*", VISION_WEIGHTS, PROJECTOR_FOLDER) for path in result.glob(pattern)]
     for path in [*trained, checkpoint / "trainer_state.json"]:
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+    write_conflict(partial, state["log_history"])
     put_in_place(partial, folder)
 
 
@@ -182,6 +187,11 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             f"  UNet evaluations      {both:,} a step, forward and backward"
             + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",
+            *(
+                [f"  gradient conflict     every {every:,} steps, for two more backward passes of each of its batches"]
+                if (every := args.log_gradient_conflict_every)
+                else []
+            ),
         ]
     )
 

@@ -16,6 +16,7 @@ from dcr_hf.augment import PositiveView
 from dcr_hf.checkpoints import mark_whole, rotate, writing
 from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
+from dcr_hf.conflict import GradientConflict, conflicting_terms
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
@@ -93,6 +94,10 @@ class DCRTrainer(Trainer):
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(SeedRanks())
+        self.conflict = None
+        if args.log_gradient_conflict_every:
+            self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
+            self.add_callback(self.conflict)
         self._positions: dict[int, dict] = {}
         self._batches = 0
 
@@ -107,6 +112,8 @@ class DCRTrainer(Trainer):
         diffuse = partial(Diffused.draw, self.denoiser, images)
         batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)
+        if self.conflict is not None and self.conflict.is_due(self.state.global_step):
+            self.conflict.add(conflicting_terms(self.denoiser, batch, self.settings, outcome))
         loss, metrics = outcome.loss, outcome.metrics
         if kept:
             distance = keep_distance(embeddings, encoded.originals)

@@ -27,6 +27,8 @@ ORDER = [
     "pipeline",
     "denoiser",
     "objectives",
+    "conflict",
+    "conflict_report",
     "steplog",
     "checkpoints",
     "interruption",
