@@ -27,9 +27,12 @@ class Recipe:
             "pattern such as 'cc3m/{00000..00331}.tar', or a hub id."
         },
     )
-    stage: Literal["1", "2", "all"] = field(
+    stage: Literal["1", "2", "all", "end_to_end"] = field(
         default="all",
-        metadata={"help": "1 trains the projector, 2 trains the encoder through it and exports, all does both."},
+        metadata={
+            "help": "1 trains the projector, 2 trains the encoder through it and exports, all does both. end_to_end "
+            "trains both together from the start, for the steps of stage 2, and exports: not the paper's."
+        },
     )
     stage1_max_steps: int = field(default=100_000, metadata={"help": "Optimizer steps of stage 1."})
     stage1_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of stage 1."})
@@ -119,6 +122,10 @@ class DCRConfig(TrainingArguments):
             "that follows from them. residual: the predictions less the one under the empty prompt, for B more UNet "
             "evaluations without gradient. All but model are not the paper's objective."
         },
+    )
+    projector_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Of the projector in --stage end_to_end; by default --stage1_learning_rate."},
     )
     keep_weight: float = field(
         default=0.0,

@@ -124,6 +124,18 @@ class DCRTrainer(Trainer):
             lane, self._positions[lane] = inputs["position"]
         return (loss, {"conditions": conditions}) if return_outputs else loss
 
+    def create_optimizer(self, model=None):
+        """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
+        optimizer = super().create_optimizer(model)
+        if self.args.projector_learning_rate is not None:
+            projector = {
+                id(parameter)
+                for name, parameter in (model or self.model).named_parameters()
+                if name.startswith("projector.")
+            }
+            set_learning_rate(optimizer, projector, self.args.projector_learning_rate)
+        return optimizer
+
     def train(self, *args, **kwargs):
         if isinstance(self.train_dataset, TrainingImages):
             self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
@@ -238,3 +250,12 @@ class DCRTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[int], learning_rate: float) -> None:
+    """Give these parameters, by id, a learning rate of their own; whatever else their groups say stays."""
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in parameters]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameters]
+            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
