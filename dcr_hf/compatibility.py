@@ -64,5 +64,5 @@ def _check_projector_is_trained(stage: str, args: DCRConfig) -> None:
 
 def needs_projector(recipe: Recipe, args: DCRConfig) -> bool:
     """Whether stage 2 needs a trained projector: what does not ask the denoiser can do with any."""
-    asks = args.asks_denoiser or args.log_gradient_conflict_every
+    asks = args.asks_denoiser or args.log_gradient_conflict_every or args.preview_steps
     return bool(asks) or recipe.projector is not None or recipe.stage == "all"

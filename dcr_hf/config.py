@@ -143,6 +143,14 @@ class DCRConfig(TrainingArguments):
             "end. Changes nothing in training. 0: never."
         },
     )
+    preview_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, and at the end, a picture in the stage's folder preview and in TensorBoard: "
+            "what the denoiser makes of four images under their own condition, their view's, another image's and the "
+            "empty one. Changes nothing in training. 0: never."
+        },
+    )
     noise_target: Literal["auto", "epsilon", "velocity"] = field(
         default="auto",
         metadata={
@@ -251,7 +259,7 @@ class DCRConfig(TrainingArguments):
             raise ValueError(f"--shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1.")
         self._read_pair_chunk_size()
         self._check_negatives()
-        self._check_conflict()
+        self._check_diagnoses()
 
     def _read_pair_chunk_size(self) -> None:
         if self.pair_chunk_size != "auto":
@@ -262,7 +270,9 @@ class DCRConfig(TrainingArguments):
                 )
             self.pair_chunk_size = int(self.pair_chunk_size)
 
-    def _check_conflict(self) -> None:
+    def _check_diagnoses(self) -> None:
+        if self.preview_steps < 0:
+            raise ValueError(f"--preview_steps is {self.preview_steps}; it is a number of steps, or 0.")
         if self.log_gradient_conflict_every < 0:
             raise ValueError(
                 f"--log_gradient_conflict_every is {self.log_gradient_conflict_every}; it is a number of steps, or 0."

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.augment import PositiveView
 from dcr_hf.checkpoints import mark_whole, rotate, writing
@@ -23,6 +24,7 @@ from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
 from dcr_hf.losses import keep_distance
 from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
+from dcr_hf.preview import LastPreview, Preview
 from dcr_hf.steplog import StepLog, gather_objects
 
 
@@ -98,6 +100,11 @@ class DCRTrainer(Trainer):
         if args.log_gradient_conflict_every:
             self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
             self.add_callback(self.conflict)
+        self.preview = None
+        if args.preview_steps:
+            folder, writes = Path(args.output_dir) / "preview", args.process_index == 0
+            self.preview = Preview(folder, args.preview_steps, self.denoiser, self.view, args.seed, writes)
+            self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
         self._positions: dict[int, dict] = {}
         self._batches = 0
 
@@ -105,6 +112,10 @@ class DCRTrainer(Trainer):
         """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
         self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
+        if self.preview is not None:
+            self.preview.show(images)
+            if self.preview.is_due(self.state.global_step):
+                self._draw_preview(model)
         kept = len(images) if self.args.keep_weight else 0
         encoded = model(torch.cat([images, self.view(images)]), originals=kept)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
@@ -124,15 +135,12 @@ class DCRTrainer(Trainer):
             lane, self._positions[lane] = inputs["position"]
         return (loss, {"conditions": conditions}) if return_outputs else loss
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, *args, **kwargs):
         """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
-        optimizer = super().create_optimizer(model)
+        optimizer = super().create_optimizer(*args, **kwargs)
         if self.args.projector_learning_rate is not None:
-            projector = {
-                id(parameter)
-                for name, parameter in (model or self.model).named_parameters()
-                if name.startswith("projector.")
-            }
+            trained = self.accelerator.unwrap_model(self.model).projector.parameters()
+            projector = {id(parameter) for parameter in trained}
             set_learning_rate(optimizer, projector, self.args.projector_learning_rate)
         return optimizer
 
@@ -143,6 +151,11 @@ class DCRTrainer(Trainer):
                 self.step_log.skipped.update(self.train_dataset.state.skipped)
         with self.stop_on_signal.listening():
             return super().train(*args, **kwargs)
+
+    def _draw_preview(self, model: nn.Module) -> None:
+        boards = [found for found in self.callback_handler.callbacks if isinstance(found, TensorBoardCallback)]
+        with self.compute_loss_context_manager():
+            self.preview.draw(model, self.state.global_step, boards[0].tb_writer if boards else None)
 
     def get_train_dataloader(self) -> DataLoader:
         """`TrainingImages` is this rank's own stream; prepared by accelerate it would be divided a second time."""

@@ -27,6 +27,7 @@ ORDER = [
     "pipeline",
     "denoiser",
     "objectives",
+    "preview",
     "conflict",
     "conflict_report",
     "steplog",
