@@ -43,15 +43,21 @@ from dcr_hf.trainer import NonFiniteLossError
 
 
 def main(recipe: Recipe, **training: Any) -> None:
-    """Run a recipe with the options of the command line. Mistakes end it with one line and exit code 2, SIGTERM and
-    SIGINT with a checkpoint and exit code 75.
+    """Run a recipe with the options of the command line.
 
     Args:
         recipe: what the recipe file states.
         training: what the recipe file changes of DCRConfig's defaults.
     """
-    try:
+    with ends_with_a_line():
         run(*parse(recipe, training, sys.argv[1:]))
+
+
+@contextlib.contextmanager
+def ends_with_a_line() -> Iterator[None]:
+    """Mistakes end the program with one line and code 2, SIGTERM and SIGINT with a checkpoint and code 75."""
+    try:
+        yield
     except Interrupted as interruption:
         print(f"{Path(sys.argv[0]).name}: {interruption} Run the same command again to go on.", file=sys.stderr)
         raise SystemExit(NOT_FINISHED) from None

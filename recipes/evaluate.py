@@ -1,4 +1,4 @@
-"""Measure encoders: P-Ability, D-Ability, zero-shot classification, retrieval. Every prediction is kept.
+"""Measure encoders: P-Ability, D-Ability, zero-shot, linear probes, retrieval. Every prediction is kept.
 
     python recipes/evaluate.py --encoders original=openai/clip-vit-large-patch14 dcr=OUT/clip-vit-large-patch14-dcr \
         --benchmarks mmvp_vlm clustering zeroshot:cifar10 retrieval --data_root DATA --output_dir REPORT

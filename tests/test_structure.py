@@ -38,6 +38,7 @@ ORDER = [
     "compatibility",
     "export",
     "run",
+    "miniature",
 ]
 
 
@@ -68,6 +69,13 @@ def test_every_module_has_its_place():
     files = {path.stem for path in (ROOT / "dcr_hf").glob("*.py")} - {"__init__"}
     assert {name for name in ORDER if (ROOT / "dcr_hf" / f"{name}.py").is_file()} <= files
     assert len(files) >= 13
+
+
+def test_the_evaluation_knows_nothing_of_the_miniature():
+    files = [path for path in (ROOT / "dcr_hf" / "evaluation").rglob("*") if path.suffix in (".py", ".html")]
+    assert len(files) > 20
+    for file in files:
+        assert not re.search("miniature|scene", file.read_text(), re.IGNORECASE), file
 
 
 def test_nothing_imports_a_recipe():

@@ -1,1 +1,1 @@
-"""Measures CLIP-family encoders: P-Ability, D-Ability, zero-shot, retrieval. Imports nothing of training."""
+"""Measures CLIP encoders: P-Ability, D-Ability, zero-shot, linear probes, retrieval. Imports nothing of training."""

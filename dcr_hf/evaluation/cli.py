@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="embeddings are kept here for the next run"
     )
-    parser.add_argument("--feature", choices=FEATURES, default="auto", help="what is clustered; auto: the joint space")
+    parser.add_argument(
+        "--feature", choices=FEATURES, default="auto", help="what is clustered and probed; auto: the joint space"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of k-means")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the encoder")
     parser.add_argument("--batch_size", type=_positive, default=64, help="images a forward pass")

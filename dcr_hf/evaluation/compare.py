@@ -7,7 +7,7 @@ import numpy as np
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.results import Results, read_rows
 from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.statistics import bootstrap_p, mcnemar_p
+from dcr_hf.evaluation.statistics import bootstrap_p, difference_interval, mcnemar_p, paired_interval
 
 SIGNIFICANT = 0.05
 PLACE = ("encoder", "benchmark", "dataset", "metric")
@@ -21,8 +21,8 @@ def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> lis
         scored: by (encoder, benchmark, set).
 
     Returns:
-        Rows of results.comparisons; none, but a warning, where items or features differ. `noise` says that p is not
-        below 0.05: the difference may be chance.
+        Rows of results.comparisons, each difference with its 95 % interval; none, but a warning, where items or
+        features differ. `noise` says that p is not below 0.05: the difference may be chance.
     """
     reference, *others = results.encoders
     values = {tuple(row[part] for part in PLACE): row["value"] for row in results.results}
@@ -49,9 +49,11 @@ def _test(left: Scored, right: Scored, dataset: str, metric: str, difference: fl
     if place in right.correct:
         a, b = left.correct[place], right.correct[place]
         gained, lost = int(np.sum(~a & b)), int(np.sum(a & ~b))
-        return {"test": "mcnemar", "p": mcnemar_p(a, b), "gained": gained, "lost": lost}
+        low, high = paired_interval(gained, lost, len(a))
+        return {"low": low, "high": high, "test": "mcnemar", "p": mcnemar_p(a, b), "gained": gained, "lost": lost}
     samples_a, samples_b = left.samples[place], right.samples[place]
-    return {"test": "bootstrap", "p": bootstrap_p(difference, samples_a, samples_b)}
+    low, high = difference_interval(difference, samples_a, samples_b)
+    return {"low": low, "high": high, "test": "bootstrap", "p": bootstrap_p(difference, samples_a, samples_b)}
 
 
 def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:

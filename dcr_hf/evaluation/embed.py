@@ -84,7 +84,7 @@ class DiskEmbedder:
         self._fill(encoder, data, store, pending, state)
         state.wait_for_everyone()
         if state.is_main_process and not store.is_complete:
-            store.finish(encoder=encoder.identity, data=data.name, source=data.source, revision=data.revision)
+            store.finish(encoder=encoder.identity, data=data.title, source=data.source, revision=data.revision)
         state.wait_for_everyone()
 
     def _fill(
@@ -104,7 +104,7 @@ class DiskEmbedder:
         bar = tqdm(
             total=done + len(rows),
             initial=done,
-            desc=f"{encoder.name}: {data.name}",
+            desc=f"{encoder.name}: {data.title}",
             unit=" images",
             disable=not state.is_main_process,
         )
@@ -127,7 +127,7 @@ class DiskEmbedder:
 
     def _store(self, encoder: PretrainedEncoder, data: ImageSet) -> FeatureStore:
         identity = {name: value for name, value in encoder.identity.items() if name not in ("path", "base")}
-        parts = key(encoder=identity, kinds=encoder.kinds, data=data.name, revision=data.revision)
+        parts = key(encoder=identity, kinds=encoder.kinds, data=data.title, revision=data.revision)
         return FeatureStore(self.cache_dir / "embeddings" / parts, len(data.images))
 
 
@@ -173,7 +173,7 @@ def embed_in_memory(
     batches = pixel_batches(data.images, preprocess, rows, batch_size, workers)
     hidden = not state.is_main_process
     parts = []
-    with tqdm(total=share, desc=f"evaluating {data.name}", unit=" images", leave=False, disable=hidden) as bar:
+    with tqdm(total=share, desc=f"evaluating {data.title}", unit=" images", leave=False, disable=hidden) as bar:
         for pixels in batches:
             parts.append(embed(pixels).float().cpu().numpy())
             bar.update(len(pixels))

@@ -1,6 +1,6 @@
 """A data set in memory: images by index (on disk until asked for) with labels, captions or paired statements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -62,22 +62,58 @@ class ShardImages:
 
 
 @dataclass(frozen=True)
+class JoinedImages:
+    """Several lists as one, in their order; an image's name begins with its part's."""
+
+    parts: Mapping[str, Images]
+
+    def __len__(self) -> int:
+        return sum(len(images) for images in self.parts.values())
+
+    def name(self, index: int) -> str:
+        part, place = self._find(index)
+        return f"{part}/{self.parts[part].name(place)}"
+
+    def read(self, index: int) -> bytes:
+        part, place = self._find(index)
+        return self.parts[part].read(place)
+
+    def _find(self, index: int) -> tuple[str, int]:
+        place = index
+        for part, images in self.parts.items():
+            if place < len(images):
+                return part, place
+            place -= len(images)
+        raise IndexError(f"image {index} of {len(self)}")
+
+
+@dataclass(frozen=True)
 class ImageSet:
-    """Images of one data set; `revision` identifies the files they were read from."""
+    """Images of one data set; `revision` identifies the files they were read from, `split` which of them."""
 
     name: str
     images: Images
     source: str
     revision: str
+    split: str = field(default="test", kw_only=True)
+
+    @property
+    def title(self) -> str:
+        """The key of this list of images: another split of the same data set is another list."""
+        return self.name if self.split == "test" else f"{self.name} ({self.split})"
 
 
 @dataclass(frozen=True)
 class LabeledImages(ImageSet):
-    """For clustering and zero-shot. `class_names` may be empty where only clustering will be asked for."""
+    """For clustering, zero-shot and linear probes. `class_names` may be empty where only clustering will be asked for.
+
+    The first `train_count` images are for learning: 0 but for a linear probe, whose set holds both splits.
+    """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     class_names: Sequence[str] = ()
     templates: Sequence[str] = ()
+    train_count: int = 0
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,12 @@ class TrainingEvaluation:
         encoder.eval()
         scores: dict[str, float] = {}
         try:
-            sets = {data.name: data for data in self.work.values()}
+            sets = {data.title: data for data in self.work.values()}
             features = {name: self._embed(encoder, data) for name, data in sets.items()}
             if PartialState().is_main_process:
                 device = next(encoder.parameters()).device
                 for (benchmark, _), data in self.work.items():
-                    embeddings = _MemoryEmbeddings(features[data.name], self._texts, device)
+                    embeddings = _MemoryEmbeddings(features[data.title], self._texts, device)
                     scores |= self._score(benchmark, data, embeddings)
         finally:
             self._texts.release()

@@ -19,8 +19,9 @@ THUMBNAIL = 200  # pixels, the longer side
 
 
 def easiest_to_see(sets: list[LabeledImages]) -> LabeledImages | None:
-    """The set with the fewest classes: a map has few colours. None where there is no labelled set."""
-    return min(sets, key=lambda data: len(np.unique(data.labels)), default=None)
+    """The set with the fewest classes: a map has few colours. Of equals one without training images, which the other
+    benchmarks are measured on. None where there is no labelled set."""
+    return min(sets, key=lambda data: (len(np.unique(data.labels)), data.train_count > 0), default=None)
 
 
 def write_map(path: Path, embeddings: Embeddings, data: LabeledImages, kind: str) -> None:

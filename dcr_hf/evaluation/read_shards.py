@@ -22,17 +22,21 @@ def read_labeled(name: str, hub_id: str | None, data_root: Path | None) -> Label
         FileNotFoundError: a file of the layout is missing.
         ValueError: labels and class list do not match; a retrieval set; no images.
     """
-    located = locate(name, hub_id, data_root, HUB_PATTERNS)
-    if _is_sharded(located.folder):
-        return _labeled_shards(name, located)
-    return _class_folders(name, located)
+    return read_split(name, locate(name, hub_id, data_root, HUB_PATTERNS), "test")
+
+
+def read_split(name: str, located: Located, split: str) -> LabeledImages:
+    """The images below `train` or `test` of a classification set that `locate` found; raises as `read_labeled`."""
+    if is_sharded(located.folder):
+        return _labeled_shards(name, located, split)
+    return _class_folders(name, located, split)
 
 
 def read_captioned(name: str, hub_id: str | None, data_root: Path | None) -> CaptionedImages:
     """A retrieval set, from shards whose samples hold an image and a .txt of captions, one a line."""
     located = locate(name, hub_id, data_root, HUB_PATTERNS)
     _check_type(name, located.folder, "retrieval")
-    table, columns = _read_table(name, located.folder, "txt")
+    table, columns = _read_table(name, located.folder, "test", "txt")
     captions = [[line.strip() for line in text.splitlines() if line.strip()] for text in table["txt"]]
     for index, lines in enumerate(captions):
         if not lines:
@@ -40,15 +44,15 @@ def read_captioned(name: str, hub_id: str | None, data_root: Path | None) -> Cap
     return CaptionedImages(name, ShardImages(table, columns), located.source, located.revision, captions)
 
 
-def _is_sharded(folder: Path) -> bool:
+def is_sharded(folder: Path) -> bool:
     return (folder / "test" / "nshards.txt").is_file() or any((folder / "test").glob("*.tar"))
 
 
-def _labeled_shards(name: str, located: Located) -> LabeledImages:
+def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
     _check_type(name, located.folder, "classification")
     class_names = _lines(located.folder / "classnames.txt", name)
     templates = _lines(located.folder / "zeroshot_classification_templates.txt", name)
-    table, columns = _read_table(name, located.folder, "cls")
+    table, columns = _read_table(name, located.folder, split, "cls")
     labels = np.array(table["cls"], dtype=np.int64)
     return _checked(
         LabeledImages(
@@ -57,10 +61,18 @@ def _labeled_shards(name: str, located: Located) -> LabeledImages:
     )
 
 
-def _class_folders(name: str, located: Located) -> LabeledImages:
-    splits = [located.folder / split for split in ("test", "val") if (located.folder / split).is_dir()]
-    root = splits[0] if splits else located.folder
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def scored_folder(folder: Path) -> Path:
+    """Where the class folders of the test split are: test/, else val/, else the data set's folder itself."""
+    return next((folder / split for split in ("test", "val") if (folder / split).is_dir()), folder)
+
+
+def class_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_folders(name: str, located: Located, split: str) -> LabeledImages:
+    root = located.folder / "train" if split == "train" else scored_folder(located.folder)
+    classes = class_folders(root)
     paths, labels = [], []
     for label, folder in enumerate(classes):
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -123,11 +135,11 @@ def _lines(path: Path, name: str) -> list[str]:
 
 
 def _shard_paths(name: str, folder: Path) -> list[str]:
-    counted = folder / "test" / "nshards.txt"
+    counted = folder / "nshards.txt"
     number = " ".join(_lines(counted, name))
     if not number.isdigit():
         raise ValueError(f"data set {name!r}: {counted} says {number!r}, expected the number of shards.")
-    paths = [folder / "test" / f"{index}.tar" for index in range(int(number))]
+    paths = [folder / f"{index}.tar" for index in range(int(number))]
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(
@@ -140,15 +152,15 @@ def _shard_paths(name: str, folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read_table(name: str, folder: Path, target: str) -> tuple[datasets.Dataset, list[str]]:
+def _read_table(name: str, folder: Path, split: str, target: str) -> tuple[datasets.Dataset, list[str]]:
     """The shards as an Arrow table (converted once, then memory-mapped from the `datasets` cache)."""
-    paths = _shard_paths(name, folder)
+    paths = _shard_paths(name, folder / split)
     try:
         with PartialState().main_process_first():
-            table = datasets.load_dataset("webdataset", data_files={"test": paths}, split="test")
+            table = datasets.load_dataset("webdataset", data_files={split: paths}, split=split)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         raise ValueError(
-            f"data set {name!r}: the shards in {folder / 'test'} cannot be read: {error.__cause__ or error}. Is one "
+            f"data set {name!r}: the shards in {folder / split} cannot be read: {error.__cause__ or error}. Is one "
             "truncated? Fetch them again."
         ) from error
     columns = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]

@@ -1,5 +1,7 @@
 """report.html: one file for people, with the tables, the figures, and the MMVP pairs on which two encoders differ."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -7,12 +9,35 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dcr_hf.evaluation.maps import thumbnail_name
 from dcr_hf.evaluation.plots import clustering_bars, data_uri, encoder_colors, radar, tsne_map
 from dcr_hf.evaluation.results import Results, read_rows, write_text
-from dcr_hf.evaluation.tables import Table
+from dcr_hf.evaluation.table import Table
 
 SHOWN_PAIRS = 60
 
 
-def write_report(results: Results, tables: list[Table], path: Path) -> None:
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that a caller adds, between the tables and the maps.
+
+    Attributes:
+        title: its heading.
+        notes: sentences below the heading.
+        figures: (data URI, alternative text) of each picture; `plots.data_uri` makes one of an image file's bytes.
+
+    Raises:
+        ValueError: a figure that is no image data URI: the page would fetch it from elsewhere.
+    """
+
+    title: str
+    notes: Sequence[str] = ()
+    figures: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self):
+        for source, text in self.figures:
+            if not source.startswith("data:image/"):
+                raise ValueError(f"section {self.title!r}, figure {text!r}: {source[:60]!r} is no data:image/ URI.")
+
+
+def write_report(results: Results, tables: list[Table], path: Path, sections: Sequence[Section] = ()) -> None:
     """Everything inside one file: no script, no network. Needs the files that `results` points to, nothing else."""
     environment = Environment(
         loader=PackageLoader("dcr_hf.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
@@ -25,6 +50,7 @@ def write_report(results: Results, tables: list[Table], path: Path) -> None:
         radar=radar(results) if "mmvp_vlm" in ran else None,
         bars=clustering_bars(results) if "clustering" in ran else None,
         maps=[tsne_map(row["path"], f"{row['encoder']}: {row['set']} ({row['feature']})") for row in results.maps],
+        sections=sections,
         changes=changed_pairs(results),
         shown=SHOWN_PAIRS,
     )

@@ -16,7 +16,8 @@ class Results:
 
     Attributes:
         results: rows of encoder, benchmark, dataset, metric, value, n, low, high, interval, ...
-        comparisons: rows of encoder, reference, benchmark, dataset, metric, difference, p, test, noise.
+        comparisons: rows of encoder, reference, benchmark, dataset, metric, difference, low, high (its interval),
+            p, test, noise.
         encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
         data: facts by set name (source, revision, items).
         predictions: rows of encoder, benchmark, set, feature, seeds, path.

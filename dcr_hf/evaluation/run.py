@@ -39,14 +39,14 @@ def execute(
     state, plans = PartialState(), prepared.plans
     embedder = DiskEmbedder(cache_dir, batch_size, workers)
     for encoder in prepared.encoders:
-        for data in {plan.data.name: plan.data for plan in plans if plan.encoder is encoder}.values():
+        for data in {plan.data.title: plan.data for plan in plans if plan.encoder is encoder}.values():
             embedder.embed(encoder, data)
         encoder.release()
     if not state.is_main_process:
         return None
     results = Results(encoders={encoder.name: encoder.identity for encoder in prepared.encoders})
     for data in (plan.data for plan in plans):
-        results.data[data.name] = {"source": data.source, "revision": data.revision, "images": len(data.images)}
+        results.data[data.title] = {"source": data.source, "revision": data.revision, "images": len(data.images)}
     results.runs = [_facts(prepared, seeds, batch_size, state)]
     scored = {}
     for encoder in prepared.encoders:
@@ -108,9 +108,9 @@ def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, res
     labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
     shown = easiest_to_see(labelled)
     for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
-        path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.name)}.json"
+        path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
         write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
-        facts = {"encoder": plan.encoder.name, "set": shown.name, "feature": plan.feature}
+        facts = {"encoder": plan.encoder.name, "set": shown.title, "feature": plan.feature}
         results.maps.append({**facts, "path": str(path.resolve())})
     for data in {plan.data.name: plan.data for plan in plans if isinstance(plan.data, PairedImages)}.values():
         folder = output_dir / "thumbnails" / slug(data.name)

@@ -144,6 +144,13 @@ def score_classes(dataset: str, rows: list[dict]) -> Scored:
     return scored
 
 
+def score_probe(dataset: str, rows: list[dict]) -> Scored:
+    """As `score_classes`, with the C that was chosen."""
+    scored = score_classes(dataset, rows)
+    scored.scores = [{**row, "C": rows[0]["C"]} for row in scored.scores]
+    return scored
+
+
 def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
     """Recall at 1, 5 and 10 in both directions; captions of one image are one unit of the bootstrap."""
     scored = Scored([f"{row['item']} {row['right']}" for row in rows])

@@ -57,3 +57,22 @@ def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
     of them has right count; 1.0 where there are none."""
     gained, lost = int(np.sum(~correct_a & correct_b)), int(np.sum(correct_a & ~correct_b))
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def difference_interval(difference: float, samples_a: np.ndarray, samples_b: np.ndarray) -> tuple[float, float]:
+    """95 % interval of `difference` = b - a, from paired samples (RESAMPLES,) of both."""
+    spread = samples_b - samples_a
+    tails = np.quantile(spread - spread.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(difference + tails[0]), float(difference + tails[1])
+
+
+def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of a difference (gained - lost) / n between two shares of the same n items.
+
+    Agresti and Min (2005): Wald's interval with half an item added to each of the four cells, so that it has a width
+    where nothing changed.
+    """
+    gained_, lost_, n_ = gained + 0.5, lost + 0.5, n + 2
+    center = (gained_ - lost_) / n_
+    half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(gained_ + lost_ - (gained_ - lost_) ** 2 / n_) / n_
+    return float(center - half), float(center + half)

@@ -1,34 +1,11 @@
 """Results as tables in the papers' layout: one row an encoder, others' published rows below, marked as theirs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dcr_hf.evaluation import published
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.evaluation.results import Results
-
-NOISE = "≈"
-DASH = "–"
-
-
-@dataclass(frozen=True)
-class Row:
-    """`source` is empty for what was measured here, else who published it."""
-
-    label: str
-    cells: list[str]
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """`benchmark` is empty for the table of differences."""
-
-    benchmark: str
-    title: str
-    notes: list[str]
-    header: list[str]
-    rows: list[Row]
+from dcr_hf.evaluation.table import DASH, NOISE, Row, Table
 
 
 def make_tables(results: Results) -> list[Table]:
@@ -116,21 +93,41 @@ def _clustering_table(results: Results) -> Table:
     )
     if not is_papers:
         notes.append("The paper's rows, means over its six sets, are shown where all six were run.")
-    header = ["", *(f"{name} {metric.upper()}" for name, metric in columns)]
+    header = ["", *(metric.upper() for _, metric in columns)]
     rows = cells.measured(lambda encoder: [cells.cell(encoder, *column) for column in columns])
-    return Table("clustering", "D-Ability: clustering", notes, header, rows + theirs)
+    groups = [(name, 3) for name in cells.datasets]
+    return Table("clustering", "D-Ability: clustering", notes, header, rows + theirs, groups)
+
+
+_CLASS_METRICS = {"acc1": "acc1", "acc5": "acc5", "mean_per_class_recall": "mean per-class recall"}
 
 
 def _zeroshot_table(results: Results) -> Table:
     cells = _Cells(results, "zeroshot")
-    names = {"acc1": "acc1", "acc5": "acc5", "mean_per_class_recall": "mean per-class recall"}
-    columns = [(name, metric) for name in cells.datasets for metric in names]
+    columns = [(name, metric) for name in cells.datasets for metric in _CLASS_METRICS]
     known = [published.ZEROSHOT_ACC1.get(name) if metric == "acc1" else None for name, metric in columns]
     theirs = [Row("OpenAI L 224", [f"{value}" if value else DASH for value in known], "CLIP_benchmark")]
-    rows = cells.measured(lambda encoder: [cells.cell(encoder, *column) for column in columns])
-    header = ["", *(f"{name} {names[metric]}" for name, metric in columns)]
     notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK)
-    return Table("zeroshot", "Zero-shot classification", notes, header, rows + theirs)
+    return _class_table(cells, "zeroshot", "Zero-shot classification", notes, theirs)
+
+
+def _probe_table(results: Results) -> Table:
+    cells = _Cells(results, "linear_probe")
+    features = dict.fromkeys(row["feature"] for row in cells.rows.values())
+    notes = cells.notes(
+        "Percent of the test split, by a logistic regression on the training split's standardised "
+        f"{' / '.join(features)} features. Each C, chosen on held-out training images, is in results.json."
+    )
+    return _class_table(cells, "linear_probe", "Linear probe", notes, [])
+
+
+def _class_table(cells: _Cells, benchmark: str, title: str, notes: list[str], theirs: list[Row]) -> Table:
+    columns = [(name, metric) for name in cells.datasets for metric in _CLASS_METRICS]
+    rows = cells.measured(lambda encoder: [cells.cell(encoder, *column) for column in columns])
+    header = ["", *(_CLASS_METRICS[metric] for _, metric in columns)]
+    return Table(
+        benchmark, title, notes, header, rows + theirs, [(name, len(_CLASS_METRICS)) for name in cells.datasets]
+    )
 
 
 def _retrieval_table(results: Results) -> Table:
@@ -145,10 +142,9 @@ def _retrieval_table(results: Results) -> Table:
     rows = cells.measured(
         lambda encoder: [cells.cell(encoder, name, f"{direction}_recall@{k}") for name, direction, k in columns]
     )
-    header = ["", *(f"{name} {direction.replace('_', ' ')} R@{k}" for name, direction, k in columns)]
-    return Table(
-        "retrieval", "Retrieval", cells.notes("Percent.", source=published.CLIP_BENCHMARK), header, rows + theirs
-    )
+    header = ["", *(f"{direction.replace('_', ' ')} R@{k}" for _, direction, k in columns)]
+    notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK)
+    return Table("retrieval", "Retrieval", notes, header, rows + theirs, [(name, 6) for name in cells.datasets])
 
 
 def _difference_table(results: Results) -> Table:
@@ -159,13 +155,14 @@ def _difference_table(results: Results) -> Table:
         if each["test"] == "mcnemar":
             test = f"McNemar: {each['gained']} gained, {each['lost']} lost"
         p = "< 0.001" if each["p"] < 0.001 else f"{each['p']:.3f}"
-        change = [f"{100 * each['difference']:+.2f}", p, verdict, test]
+        ends = f"{100 * each['low']:+.1f} to {100 * each['high']:+.1f}"
+        change = [f"{100 * each['difference']:+.2f}", ends, p, verdict, test]
         rows.append(Row(each["encoder"], [each["benchmark"], each["dataset"], each["metric"], *change]))
     notes = [
         "In points, on the same items. Each p-value is of a single test: of twenty comparisons without any effect one "
         "is expected below 0.05."
     ]
-    header = ["", "benchmark", "dataset", "metric", "difference", "p", "verdict", "test"]
+    header = ["", "benchmark", "dataset", "metric", "difference", "95 %", "p", "verdict", "test"]
     return Table("", f"Differences from {next(iter(results.encoders))}", notes, header, rows)
 
 
@@ -173,6 +170,7 @@ _TABLES = {
     "mmvp_vlm": _mmvp_table,
     "clustering": _clustering_table,
     "zeroshot": _zeroshot_table,
+    "linear_probe": _probe_table,
     "retrieval": _retrieval_table,
 }
 
@@ -182,7 +180,7 @@ def markdown(tables: list[Table]) -> str:
     lines = ["# Results", ""]
     for table in tables:
         lines += [f"## {table.title}", "", " ".join(table.notes), ""]
-        lines += [_line(table.header), _line(["---"] * len(table.header))]
+        lines += [_line(table.full_header), _line(["---"] * len(table.header))]
         for row in table.rows:
             label = f"*{row.label} ({row.source})*" if row.source else row.label
             lines.append(_line([label, *row.cells]))

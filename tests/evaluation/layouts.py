@@ -33,6 +33,7 @@ def write_shards(
     shards: int = 2,
     class_names: list[str] | None = None,
     dataset_type: str | None = None,
+    split: str = "test",
 ) -> Path:
     """A clip-benchmark webdataset: test/{i}.tar, test/nshards.txt and the lists beside."""
     share = -(-len(samples) // shards)
@@ -40,8 +41,8 @@ def write_shards(
         rows = {
             f"s{index:07d}": samples[index] for index in range(shard * share, min(len(samples), (shard + 1) * share))
         }
-        write_shard(folder / "test" / f"{shard}.tar", rows)
-    (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
+        write_shard(folder / split / f"{shard}.tar", rows)
+    (folder / split / "nshards.txt").write_text(f"{shards}\n")
     if class_names is not None:
         (folder / "classnames.txt").write_text("\n".join(class_names) + "\n")
         (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
@@ -50,13 +51,15 @@ def write_shards(
     return folder
 
 
-def write_classification(folder: Path, labels: list[int], class_names: list[str], format: str = "PNG") -> Path:
+def write_classification(
+    folder: Path, labels: list[int], class_names: list[str], format: str = "PNG", split: str = "test"
+) -> Path:
     images = photographs(len(labels), side=40)
     samples = [
         {format.lower(): encoded(image, format), "cls": str(label).encode()}
         for image, label in zip(images, labels, strict=True)
     ]
-    return write_shards(folder, samples, class_names=class_names)
+    return write_shards(folder, samples, class_names=class_names, split=split)
 
 
 def write_retrieval(folder: Path, captions: list[list[str]]) -> Path:

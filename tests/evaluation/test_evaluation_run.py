@@ -9,16 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_clip
+from conftest import encoded, photographs, save_clip
 from layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
 from PIL import Image
 from transformers import CLIPVisionModel
 
 from dcr_hf.evaluation.cli import main
+from dcr_hf.evaluation.plots import data_uri
+from dcr_hf.evaluation.report import Section, write_report
 from dcr_hf.evaluation.results import read_results, read_rows
+from dcr_hf.evaluation.tables import make_tables
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ["mmvp_vlm", "clustering:cifar10", "clustering:birds", "zeroshot:cifar10", "retrieval:flickr30k"]
+BENCHMARKS = [
+    *("mmvp_vlm", "linear_probe:birds", "clustering:cifar10", "clustering:birds", "zeroshot:cifar10"),
+    "retrieval:flickr30k",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,8 @@ def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_mmvp(root / "MMVP_VLM", pairs=18)
     write_classification(root / "cifar10", [index % 6 for index in range(150)], [f"thing {i}" for i in range(6)])
-    write_class_folders(root / "birds", {"blue_tit": 8, "robin": 7})
+    write_class_folders(root / "birds" / "train", {"blue_tit": 10, "robin": 14})
+    write_class_folders(root / "birds" / "test", {"blue_tit": 8, "robin": 7})
     write_retrieval(root / "flickr30k", [[f"photo {index}", f"view {index}"] for index in range(20)])
     return root
 
@@ -71,6 +78,10 @@ def test_results_are_complete(report, encoders):
                 assert low <= value <= high
         for metric in ("acc1", "acc5", "mean_per_class_recall"):
             assert (encoder, "zeroshot", "cifar10", metric) in found
+        assert {place[3] for place in found if place[:3] == (encoder, "linear_probe", "birds")} == {
+            "acc1",
+            "mean_per_class_recall",
+        }
         for direction in ("image_to_text", "text_to_image"):
             for k in (1, 5, 10):
                 assert (encoder, "retrieval", "flickr30k", f"{direction}_recall@{k}") in found
@@ -92,7 +103,7 @@ def test_results_say_how_they_came_about(report, encoders, data_root):
 def test_every_prediction_is_kept_and_gives_the_scores(report):
     results = read_results(report)
     rows = {(row["encoder"], row["benchmark"], row["set"]): read_rows(row["path"]) for row in results.predictions}
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert len(rows["dcr", "clustering", "cifar10"]) == 150
     assert len(rows["dcr", "retrieval", "flickr30k"]) == 20 + 40
     right = [row["ranked"][0] == row["label"] for row in rows["dcr", "zeroshot", "cifar10"]]
@@ -101,11 +112,25 @@ def test_every_prediction_is_kept_and_gives_the_scores(report):
     assert len(pair["images"]) == len(pair["statements"]) == len(pair["probabilities"]) == 2
 
 
+def test_one_set_in_two_benchmarks_is_two_lists_of_images(report):
+    """The probe reads both splits of the set that is clustered by its test split; it came first here."""
+    results = read_results(report)
+    assert results.data["birds"]["images"] == 15 and results.data["birds (train+test)"]["images"] == 39
+    rows = {(row["encoder"], row["benchmark"], row["set"]): read_rows(row["path"]) for row in results.predictions}
+    probed, clustered = (rows["dcr", name, "birds"] for name in ("linear_probe", "clustering"))
+    assert [row["item"] for row in probed] == [f"test/{row['item']}" for row in clustered]
+    assert [row["label"] for row in probed] == [row["label"] for row in clustered]
+    assert [len(set(row["ranked"])) for row in probed] == [2] * 15
+    assert {row["set"] for row in results.maps} == {"birds"}  # of the two the one that is clustered
+
+
 def test_cached_and_batch_one_give_the_same_numbers(report, data_root, encoders, tmp_path, monkeypatch):
     main(arguments(data_root, encoders, tmp_path / "one", tmp_path / "cache", "--batch_size", "1"))
     assert scores(tmp_path / "one") == scores(report)
     monkeypatch.setattr("dcr_hf.evaluation.encoders.load_dual_encoder", lambda *_: pytest.fail("weights loaded"))
     monkeypatch.setattr("dcr_hf.evaluation.clustering.KMeans", lambda **_: pytest.fail("clustered again"))
+    monkeypatch.setattr("dcr_hf.evaluation.linear_probe.LogisticRegression", lambda **_: pytest.fail("fitted again"))
+    monkeypatch.setattr("dcr_hf.evaluation.embed.decode_image", lambda *_: pytest.fail("image read"))
     main(arguments(data_root, encoders, tmp_path / "cached", tmp_path / "cache"))
     assert scores(tmp_path / "cached") == scores(report)
 
@@ -157,6 +182,35 @@ def test_report_escapes_what_it_is_given(report, tmp_path):
     assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_tables_name_each_set_once_for_its_columns(report):
+    page, text = (report / "report.html").read_text(), (report / "results.md").read_text()
+    assert page.count('<th colspan="3" class="first">cifar10</th>') == 2  # clustering, zero-shot
+    assert page.count('<th colspan="6" class="first">flickr30k</th>') == 1
+    assert "| cifar10 NMI | cifar10 ACC | cifar10 ARI | birds NMI |" in text
+    assert "| birds acc1 | birds acc5 | birds mean per-class recall |" in text
+    assert "| flickr30k image to text R@1 |" in text
+
+
+def test_sections_are_rendered_and_escaped(report, tmp_path):
+    results = read_results(report)
+    picture = data_uri(encoded(photographs(1)[0]), "jpeg")
+    section = Section("A < B & <script>", ["First.", "<b>Second</b>."], [(picture, 'a "quoted" crop'), (picture, "x")])
+    write_report(results, make_tables(results), tmp_path / "with.html", [section])
+    write_report(results, make_tables(results), tmp_path / "without.html")
+    page = (tmp_path / "with.html").read_text()
+    assert "<h2>A &lt; B &amp; &lt;script&gt;</h2>" in page and "<script>" not in page
+    assert "First. &lt;b&gt;Second&lt;/b&gt;." in page
+    assert page.count(picture) == 2 and 'alt="a &#34;quoted&#34; crop"' in page
+    places = [page.index(f"<h2>{title}") for title in ("Retrieval", "A &lt;", "How images lie together")]
+    assert places == sorted(places)
+    assert (tmp_path / "without.html").read_text() == (report / "report.html").read_text()
+
+
+def test_section_needs_its_pictures_inside():
+    with pytest.raises(ValueError, match=r"section 'S', figure 'f': 'https://x/y.png' is no data:image/ URI"):
+        Section("S", figures=[("https://x/y.png", "f")])
+
+
 def test_published_rows_are_marked(report):
     lines = (report / "results.md").read_text().splitlines()
     theirs = [line for line in lines if "OpenAI L 224" in line]
@@ -171,10 +225,10 @@ def test_lone_tower_is_clustered_and_the_rest_refused_by_name(clip_folder, data_
     CLIPVisionModel.from_pretrained(clip_folder).save_pretrained(tower)
     shutil.copy(clip_folder / "preprocessor_config.json", tower)
     common = ["--data_root", str(data_root), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path)]
-    names = ["clustering:birds", "zeroshot:birds"]
+    names = ["clustering:birds", "zeroshot:birds", "linear_probe:birds"]
     main(["--encoders", f"tower={tower}", "--benchmarks", *names, "--seeds", "0", "--workers", "0", *common])
     assert "refused: zeroshot:birds for encoder tower" in caplog.text
-    assert {row["benchmark"] for row in read_results(tmp_path / "out").results} == {"clustering"}
+    assert {row["benchmark"] for row in read_results(tmp_path / "out").results} == {"clustering", "linear_probe"}
     assert {row["feature"] for row in read_results(tmp_path / "out").results} == {"pooled"}
     with pytest.raises(SystemExit):
         main(["--encoders", f"tower={tower}", "--benchmarks", "mmvp_vlm", "--workers", "0", *common])
@@ -206,8 +260,12 @@ def test_unreadable_image_ends_the_run_by_name(clip_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--benchmarks", "mmvp"], r"unknown benchmark 'mmvp'; known: mmvp_vlm, clustering, zeroshot, retrieval"),
+        (
+            ["--benchmarks", "mmvp"],
+            r"unknown benchmark 'mmvp'; known: mmvp_vlm, clustering, zeroshot, linear_probe, retrieval",
+        ),
         (["--benchmarks", "clustering:dtdd"], r"unknown set 'dtdd' of benchmark clustering; known: mnist, cifar10"),
+        (["--benchmarks", "linear_probe:cifar10"], r"data set 'cifar10' has no training split: there is no .*/train"),
         (["--encoders", "a=/x", "a=/y"], r"the name 'a' is given twice"),
         (["--encoders", "a="], r"--encoders a=: expected NAME=FOLDER_OR_ID"),
         (["--encoders", "/nowhere"], r"'/nowhere' is neither a folder here nor a hub id"),

@@ -14,14 +14,15 @@ from dcr_hf.evaluation.cli import main
 from dcr_hf.evaluation.in_training import TrainingEvaluation, metric_name
 from dcr_hf.evaluation.results import read_results
 
-BENCHMARKS = ["mmvp_vlm", "clustering:birds", "zeroshot:birds", "retrieval:flickr30k"]
+BENCHMARKS = ["mmvp_vlm", "clustering:birds", "zeroshot:birds", "linear_probe:birds", "retrieval:flickr30k"]
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_mmvp(root / "MMVP_VLM", pairs=9)
-    write_class_folders(root / "birds", {"a": 9, "b": 8, "c": 6})
+    write_class_folders(root / "birds" / "train", {"a": 8, "b": 12, "c": 7})
+    write_class_folders(root / "birds" / "test", {"a": 9, "b": 8, "c": 6})
     write_retrieval(root / "flickr30k", [[f"photo {index}", f"view {index}"] for index in range(11)])
     return root
 
@@ -42,7 +43,7 @@ def test_scores_are_those_of_the_checkpoint(encoder_folders, data_root, tmp_path
     evaluation = TrainingEvaluation(folder, BENCHMARKS, data_root, workers=0)
     scores = evaluation(ImageEncoder.from_pretrained(folder))
     assert scores == from_disk(folder, data_root, tmp_path)
-    assert {"mmvp_vlm", "clustering:birds/nmi", "zeroshot:birds/acc1"} <= set(scores)
+    assert {"mmvp_vlm", "clustering:birds/nmi", "zeroshot:birds/acc1", "linear_probe:birds/acc1"} <= set(scores)
     assert "retrieval:flickr30k/text_to_image_recall@5" in scores
 
 

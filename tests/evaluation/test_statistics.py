@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from dcr_hf.evaluation.statistics import RESAMPLES, bootstrap, bootstrap_p, interval, mcnemar_p, wilson
+from dcr_hf.evaluation.statistics import (
+    RESAMPLES,
+    bootstrap,
+    bootstrap_p,
+    difference_interval,
+    interval,
+    mcnemar_p,
+    paired_interval,
+    wilson,
+)
 
 
 def test_wilson_by_its_formula():
@@ -74,3 +83,25 @@ def test_paired_p_value_is_uniform_without_an_effect_and_small_with_one():
 def test_no_difference_is_no_finding():
     samples = bootstrap(mean(np.arange(10.0)), np.arange(10))
     assert bootstrap_p(0.0, samples, samples) == 1.0
+
+
+def test_intervals_of_a_difference_hold_the_truth_in_95_of_100_draws():
+    random, covered, covered_by_bootstrap = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        cells = random.choice(4, p=[0.5, 0.3, 0.15, 0.05], size=120)  # both right, both wrong, gained, lost
+        gained, lost = (cells == 2).sum(), (cells == 3).sum()
+        low, high = paired_interval(int(gained), int(lost), 120)
+        covered += low < 0.15 - 0.05 < high
+        a, b = np.isin(cells, (0, 3)).astype(float), np.isin(cells, (0, 2)).astype(float)
+        draws = random.integers(120, size=(300, 120))
+        low, high = difference_interval(b.mean() - a.mean(), a[draws].mean(axis=1), b[draws].mean(axis=1))
+        covered_by_bootstrap += low < 0.1 < high
+    assert 0.92 < covered / 400 < 0.985
+    assert 0.91 < covered_by_bootstrap / 400 < 0.985
+
+
+def test_the_interval_of_a_difference_turns_with_the_order_and_has_a_width_where_nothing_changed():
+    low, high = paired_interval(9, 2, 50)
+    assert paired_interval(2, 9, 50) == pytest.approx((-high, -low))
+    low, high = paired_interval(0, 0, 50)
+    assert low == pytest.approx(-high) and 0 < high < 0.05

@@ -1,0 +1,47 @@
+"""One table: a row an encoder, columns in groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NOISE = "≈"
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """`source` is empty for what was measured here, else who published it."""
+
+    label: str
+    cells: list[str]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`benchmark` is empty for the table of differences.
+
+    Attributes:
+        header: the columns' names, the labels' first; within a group where there are groups.
+        groups: name and number of columns of each group, in order, of all columns but the labels'; none where the
+            header says everything.
+    """
+
+    benchmark: str
+    title: str
+    notes: list[str]
+    header: list[str]
+    rows: list[Row]
+    groups: Sequence[tuple[str, int]] = ()
+
+    @property
+    def starts(self) -> set[int]:
+        """The cells of a row, counted from 0, that begin a group."""
+        return {sum(count for _, count in self.groups[:index]) for index in range(len(self.groups))}
+
+    @property
+    def full_header(self) -> list[str]:
+        """Columns' names that stand alone: with their group's."""
+        if not self.groups:
+            return self.header
+        groups = [name for name, count in self.groups for _ in range(count)]
+        return ["", *(f"{group} {name}" for group, name in zip(groups, self.header[1:], strict=True))]

@@ -1,0 +1,125 @@
+"""The command line of recipes/pretrain_miniature.py."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
+from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
+from dcr_hf.miniature.models import SIZES, Size
+from dcr_hf.miniature.pretrain import (
+    CLIP_FOLDER,
+    DENOISER_FOLDERS,
+    PREDICTION_TYPES,
+    TrainingDraw,
+    pretrain_clip,
+    pretrain_denoiser,
+    pretrain_vae,
+)
+
+LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Pretrain, or --check what pretraining led to. The same command again goes on where it stopped."""
+    parser = argparse.ArgumentParser(
+        description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="mini")
+    parser.add_argument("--output_dir", type=Path, required=True, help="both models go here, and measured.json")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of all weights")
+    parser.add_argument("--prediction_type", choices=PREDICTION_TYPES, nargs="+", default=list(PREDICTION_TYPES))
+    parser.add_argument(
+        "--check", action="store_true", help="train a CLIP on full captions too, and say whether the testbed is sound"
+    )
+    options = parser.parse_args(arguments)
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        parser.error(f"--output_dir {options.output_dir} is a file; a folder is needed")
+    size = SIZES[options.size]
+    run = pretrain(size, options.output_dir, options.seed, options.prediction_type)
+    run |= {"size": options.size, "command": shlex.join(["python", *sys.argv])}
+    measured = measure(size, options.output_dir, options.prediction_type, run)
+    print(f"{options.output_dir}: pairs {measured['pairs']['all']:.3f}; measured.json has the rest")
+    if options.check and not check(size, options.output_dir, options.seed, measured):
+        raise SystemExit(1)
+
+
+def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str]) -> dict:
+    """Make what is missing below `output`; the work in progress is in output/work."""
+    work = output / "work"
+    wanted = [output / CLIP_FOLDER, *(output / DENOISER_FOLDERS[kind] for kind in prediction_types)]
+    start = time.perf_counter()
+    if not all(folder.is_dir() for folder in wanted):
+        draw = TrainingDraw.of(size, seed)
+        pretrain_clip(draw, size, output, work, seed)
+        vae = pretrain_vae(draw, size, work, seed)
+        for kind in prediction_types:
+            # Loaded anew for each: a pipeline's parts move with it.
+            pretrain_denoiser(draw, AutoencoderKL.from_pretrained(vae), size, output, work, seed, kind)
+    return {"seed": seed, "seconds_of_this_call": round(time.perf_counter() - start, 1)}
+
+
+def measure(size: Size, output: Path, prediction_types: list[str], run: dict) -> dict:
+    """measured.json, on the dev draw."""
+    data = output / "work" / "dev"
+    write_benchmarks(data, "dev", size.image_size)
+    results = measure_encoders({"clip": str(output / CLIP_FOLDER)}, data, output / "work" / "report")
+    content = {
+        "run": run,
+        "size": dataclasses.asdict(size),
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
+        "draw": "dev",
+        "pairs": pair_scores(results, "clip"),
+        "clip": scores(results)["clip"],
+        "denoisers": {kind: measure_denoiser(output / DENOISER_FOLDERS[kind]) for kind in prediction_types},
+    }
+    write_json(output / "measured.json", content)
+    return content
+
+
+def check(size: Size, output: Path, seed: int, measured: dict) -> bool:
+    """Print whether the testbed can measure what it is for; every line is a condition."""
+    work = output / "work"
+    told = work / "full_captions"
+    told.mkdir(parents=True, exist_ok=True)
+    if not (told / CLIP_FOLDER).is_dir():
+        pretrain_clip(TrainingDraw.of(size, seed), size, told, told / "work", seed, full=True)
+    data = work / "dev"
+    if not (data / "swapped_shape").is_dir():
+        write_labeled(data, "swapped", "dev", {"test": 3000}, size.image_size, swap_backgrounds=True)
+    learned = pair_scores(measure_encoders({"full": str(told / CLIP_FOLDER)}, data, told / "report"), "full")
+    swapped = measure_encoders(
+        {"clip": str(output / CLIP_FOLDER)},
+        data,
+        work / "swapped_report",
+        ["clustering:scene_shape", "clustering:swapped_shape"],
+    )
+    own, other = (scores(swapped)["clip"][f"clustering/{name}_shape/nmi"] for name in ("scene", "swapped"))
+    base = measured["pairs"]
+    between = [name for name in CATEGORIES if FLOOR < base[name] < CEILING]
+    lines = [
+        (f"{name}: told everything, {learned[name]:.1%} of the pairs (> {LEARNABLE:.0%})", learned[name] > LEARNABLE)
+        for name in CATEGORIES
+    ]
+    shares = ", ".join(f"{base[name]:.0%}" for name in CATEGORIES)
+    limits = f"between {FLOOR:.0%} and {CEILING:.0%} on {len(between)} of 9 (>= {BETWEEN})"
+    lines.append((f"the base CLIP is {limits}: {shares}", len(between) >= BETWEEN))
+    same = own[1] < other[0] < own[2] or other[1] < own[0] < other[2]
+    lines.append((f"NMI of shape {own[0]:.3f}, before other backgrounds {other[0]:.3f}", same))
+    for kind, errors in measured["denoisers"].items():
+        full, empty, wrong = (errors[f"noise_mse/{name}"] for name in ("full", "empty", "wrong"))
+        lines.append(
+            (f"{kind}: noise MSE {full:.3f} full < {empty:.3f} empty < {wrong:.3f} wrong", full < empty < wrong)
+        )
+    for line, holds in lines:
+        print(f"{'ok  ' if holds else 'FAIL'} {line}")
+    write_json(output / "check.json", {line: holds for line, holds in lines})
+    return all(holds for _, holds in lines)

@@ -1,0 +1,116 @@
+"""What pretraining led to: both abilities of the CLIP, the autoencoder's error, whether the denoiser listens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dcr_hf.evaluation.plan import prepare
+from dcr_hf.evaluation.results import Results
+from dcr_hf.evaluation.run import execute
+from dcr_hf.miniature.captions import full_caption
+from dcr_hf.miniature.layouts import PAIRS, draw_scenes
+from dcr_hf.miniature.pretrain import tokenize
+from dcr_hf.miniature.scenes import ATTRIBUTES, sample_scene
+
+CLUSTERED = ("shape", "color")
+BENCHMARKS = (
+    f"mmvp_vlm:{PAIRS}",
+    *(f"clustering:scene_{name}" for name in CLUSTERED),
+    *(f"zeroshot:scene_{name}" for name in CLUSTERED),
+    *(f"linear_probe:scene_{name}" for name in ("shape", *(attribute.name for attribute in ATTRIBUTES))),
+)
+_SCENES_FROM = 2_000_000  # of the denoiser's images, which no other set reaches
+_BATCH = 100
+
+
+def measure_encoders(
+    encoders: dict[str, str],
+    data: Path,
+    output: Path,
+    benchmarks: Sequence[str] = BENCHMARKS,
+    cache: Path | None = None,
+) -> Results:
+    """Both abilities of the encoders (folder by name), by the ordinary evaluation; its report is left in `output`.
+
+    Embeddings are kept in `cache`, by default within `output`.
+    """
+    prepared = prepare(encoders, list(benchmarks), data)
+    return execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256)
+
+
+def scores(results: Results) -> dict[str, dict[str, list[float]]]:
+    """{encoder: {'benchmark/dataset/metric': [value, low, high]}}"""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in results.results:
+        name = f"{row['benchmark']}/{row['dataset']}/{row['metric']}"
+        found.setdefault(row["encoder"], {})[name] = [round(row[part], 4) for part in ("value", "low", "high")]
+    return found
+
+
+@torch.no_grad()
+def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean squared errors of a Stable Diffusion folder on scenes that it has not seen.
+
+    Returns:
+        `vae_mse`, of pixels in [-1, 1]; `noise_mse/full`, `/empty` and `/wrong`: of the noise (a velocity is turned
+        into one) under the image's full caption, the empty one and another image's, for the same latents, noise and
+        timesteps; `noise_mse/empty-full` and `/wrong-empty` with their standard errors.
+    """
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+    scenes = [sample_scene(draw, _SCENES_FROM + index, seed) for index in range(count)]
+    pixels = draw_scenes(scenes, vae.config.sample_size, "scenes for the denoiser")
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    captions = [full_caption(scene) for scene in scenes]
+    said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
+    words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
+    generator = torch.Generator().manual_seed(seed)
+    errors: dict[str, list[Tensor]] = {name: [] for name in ("vae", *said)}
+    for start in tqdm(range(0, count, _BATCH), desc=f"measuring {folder.name}", unit=" batches"):
+        rows = slice(start, start + _BATCH)
+        latents = vae.encode(images[rows]).latent_dist.mode()
+        errors["vae"].append((vae.decode(latents).sample - images[rows]).square().mean((1, 2, 3)))
+        latents = latents * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(1000, (len(latents),), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        for name in said:
+            predicted = unet(noisy, timesteps, words[name][rows]).sample
+            if scheduler.config.prediction_type == "v_prediction":
+                predicted = _noise_of_velocity(predicted, noisy, scheduler.alphas_cumprod[timesteps])
+            errors[name].append((predicted - noise).square().mean((1, 2, 3)))
+    means = {name: torch.cat(parts) for name, parts in errors.items()}
+    report = {"vae_mse": means.pop("vae").mean().item()}
+    report |= {f"noise_mse/{name}": values.mean().item() for name, values in means.items()}
+    for better, worse in (("full", "empty"), ("empty", "wrong")):
+        difference = means[worse] - means[better]
+        report[f"noise_mse/{worse}-{better}"] = difference.mean().item()
+        report[f"noise_mse/{worse}-{better}/standard_error"] = (difference.std() / count**0.5).item()
+    return {name: round(value, 5) for name, value in report.items()}
+
+
+def _noise_of_velocity(velocity: Tensor, noisy: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    alphas_cumprod = alphas_cumprod[:, None, None, None]
+    return alphas_cumprod.sqrt() * velocity + (1 - alphas_cumprod).sqrt() * noisy
+
+
+def pair_scores(results: Results, encoder: str) -> dict[str, float]:
+    """Share of right pairs by category, and `all`."""
+    return {
+        row["dataset"]: row["value"]
+        for row in results.results
+        if (row["encoder"], row["benchmark"]) == (encoder, "mmvp_vlm")
+    }
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

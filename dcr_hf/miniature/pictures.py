@@ -1,0 +1,81 @@
+"""What is looked at: the scenes, and what the denoiser makes of a condition."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.evaluation.plots import data_uri
+from dcr_hf.miniature.captions import full_caption
+from dcr_hf.miniature.scenes import Scene, render
+
+TIMESTEP = 600  # most of the image is gone: what comes back comes from the condition
+
+
+def scene_sheet(scenes: Sequence[Scene], size: int, columns: int = 6) -> str:
+    """Scenes under their captions, as a data URI."""
+    rows = -(-len(scenes) // columns)
+    figure = Figure(figsize=(2.0 * columns, 2.75 * rows), layout="constrained")
+    for axes, scene in zip(figure.subplots(rows, columns).flat, scenes, strict=True):
+        _show(axes, np.asarray(render(scene, size)))
+        axes.set_title(textwrap.fill(full_caption(scene).removeprefix("a photo of "), 26), fontsize=7)
+    return _uri(figure)
+
+
+@torch.no_grad()
+def clean_images(
+    denoiser: FrozenDenoiser, images: Tensor, conditions: dict[str, Tensor], timestep: int = TIMESTEP, seed: int = 0
+) -> dict[str, Tensor]:
+    """The clean image that one prediction of the denoiser stands for, under each kind of condition.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        conditions: (B, C) by name.
+
+    Returns:
+        (B, 3, H, W) in [0, 1] by name, `noisy` first: the same noise for all.
+    """
+    torch.manual_seed(seed)
+    latents = denoiser.encode(images)
+    timesteps = torch.full((len(images),), timestep)
+    noise = torch.randn_like(latents)
+    noisy = denoiser.add_noise(latents, noise, timesteps)
+    alpha_bar = denoiser.alphas_cumprod[timestep]
+
+    def decode(values: Tensor) -> Tensor:
+        pixels = denoiser.vae.decode(values.to(denoiser.dtype) / denoiser.vae.config.scaling_factor).sample
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    found = {"noisy": decode(noisy)}
+    for name, condition in conditions.items():
+        predicted = denoiser.as_noise(denoiser.predict(noisy, timesteps, condition), noisy, timesteps)
+        found[name] = decode((noisy - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt())
+    return found
+
+
+def picture_table(columns: dict[str, Tensor]) -> str:
+    """Images (B, 3, H, W) by title, a row an image, as a data URI."""
+    count = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.75 * len(columns), 1.75 * count + 0.5), layout="constrained")
+    grid = figure.subplots(count, len(columns), squeeze=False)
+    for column, (title, images) in enumerate(columns.items()):
+        grid[0, column].set_title(title, fontsize=9)
+        for row, image in enumerate(images):
+            _show(grid[row, column], image.permute(1, 2, 0).numpy())
+    return _uri(figure)
+
+
+def _show(axes, pixels: np.ndarray) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return data_uri(buffer.getvalue(), "png")

@@ -1,0 +1,124 @@
+"""recipes/miniature.py: draw the scenes, train as any recipe does, measure before and after, one page to look at."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcr_hf.condition import Projector
+from dcr_hf.config import Recipe
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.encoder import ImageEncoder
+from dcr_hf.evaluation.report import Section, write_report
+from dcr_hf.evaluation.results import Results, read_results
+from dcr_hf.evaluation.tables import make_tables
+from dcr_hf.export import export_folders
+from dcr_hf.miniature.layouts import write_benchmarks, write_training_shards
+from dcr_hf.miniature.measure import measure_encoders
+from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
+from dcr_hf.miniature.scenes import render, sample_scene
+from dcr_hf.run import ends_with_a_line, parse, run
+from dcr_hf.stages import STAGE1
+
+WEIGHTS = Path(__file__).parent / "weights"
+SIZE = 32
+TRAINING_IMAGES = 8_000
+TRAINING_SEED = 100  # scenes that the shipped models were not pretrained on
+SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
+NAMES = ("original", "dcr")
+
+
+def main(recipe: Recipe, **training: Any) -> None:
+    """As `dcr_hf.run.main`, with scenes drawn before and a report made after it.
+
+    Args:
+        recipe: its `train_data` is drawn if it is not there, and the test scenes into a folder beside it.
+        training: what the recipe file changes of DCRConfig's defaults.
+    """
+    with ends_with_a_line():
+        drawn = Path(recipe.train_data)
+        recipe, args = parse(recipe, training, sys.argv[1:])
+        draws_scenes = Path(recipe.train_data) == drawn and args.process_index == 0 and not drawn.is_dir()
+        if draws_scenes:
+            unfinished = drawn.with_name(f".{drawn.name}.unfinished")
+            write_training_shards(unfinished, "train", TRAINING_IMAGES, SIZE, TRAINING_SEED)
+            unfinished.rename(drawn)
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        output = Path(args.output_dir)
+        enhanced, _ = export_folders(recipe.encoder, output)
+        report = output / "report" / "report.html"
+        # Trained, but stopped before the report: only that is left to do.
+        if recipe.overwrite_output_dir or recipe.dry_run or report.is_file() or not enhanced.is_dir():
+            run(recipe, args)
+        if enhanced.is_dir() and not recipe.dry_run and args.process_index == 0:
+            write_benchmarks(drawn.parent / "test", "test", SIZE)
+            results = measure(recipe, enhanced, drawn.parent / "test", output)
+            print(summary(results))
+            print(f"\n{verdict(results)}\n\nThe report: {report}")
+
+
+def measure(recipe: Recipe, enhanced: Path, data: Path, output: Path) -> Results:
+    """The evaluation of both encoders, and its page with the miniature's pictures."""
+    folder = output / "report"
+    encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
+    measure_encoders(encoders, data, folder)
+    results = read_results(folder)
+    write_report(results, make_tables(results), folder / "report.html", _sections(recipe, enhanced, output))
+    return results
+
+
+def _sections(recipe: Recipe, enhanced: Path, output: Path) -> list[Section]:
+    scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
+    sheet = scene_sheet(scenes[:SHOWN_SCENES], SIZE)
+    images = torch.stack(
+        [torch.tensor(list(render(scene, SIZE).getdata())).view(SIZE, SIZE, 3) for scene in scenes[:SHOWN_PREDICTIONS]]
+    )
+    images = images.permute(0, 3, 1, 2).float() / 255
+    denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
+    projector = Projector.from_pretrained(output / STAGE1 / "projector")
+    with torch.no_grad():
+        before = projector(ImageEncoder.from_pretrained(recipe.encoder).eval()(images))
+        after = projector(ImageEncoder.from_pretrained(str(enhanced)).eval()(images))
+    kinds = {"empty prompt": torch.zeros_like(before), "own, before": before, "own, after": after}
+    predicted = clean_images(denoiser, images, kinds | {"another image's": after.roll(1, dims=0)})
+    return [
+        Section("The scenes", ["Drawn by dcr_hf/miniature; of the test draw."], [(sheet, "Scenes with captions")]),
+        Section(
+            "What the denoiser sees in the condition",
+            [
+                f"The clean image that one prediction at timestep {TIMESTEP} of 1,000 stands for: from the same noise,"
+                " under the empty prompt, under the condition that stage 1's projector makes of the image's embedding"
+                " before and after stage 2, and under another image's condition."
+            ],
+            [(picture_table({"image": images, **predicted}), "Images and predictions under several conditions")],
+        ),
+    ]
+
+
+def summary(results: Results) -> str:
+    """before, after, difference, interval, p: a line a number."""
+    values = {(row["encoder"], row["benchmark"], row["dataset"], row["metric"]): row for row in results.results}
+    lines = [f"{'':58}{'before':>8}{'after':>8}{'difference':>12}{'95 %':>17}{'p':>8}"]
+    for row in results.comparisons:
+        place = (row["benchmark"], row["dataset"], row["metric"])
+        before, after = (100 * values[name, *place]["value"] for name in NAMES)
+        ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        p = "< .001" if row["p"] < 0.001 else f"{row['p']:.3f}"
+        lines.append(f"{' '.join(place):58}{before:8.1f}{after:8.1f}{100 * row['difference']:+12.1f}{ends:>17}{p:>8}")
+    return "\n".join(lines)
+
+
+def verdict(results: Results) -> str:
+    """One sentence, decided by the numbers: which ability moved beyond noise, and in which direction."""
+    abilities = (
+        ("P-Ability (pairs)", ("mmvp_vlm", "all", "pair_accuracy")),
+        ("D-Ability (mean NMI)", ("clustering", "mean", "nmi")),
+    )
+    parts = []
+    for title, place in abilities:
+        row = next(row for row in results.comparisons if (row["benchmark"], row["dataset"], row["metric"]) == place)
+        moved = "did not move beyond noise" if row["noise"] else "rose" if row["difference"] > 0 else "fell"
+        parts.append(f"{title} {moved} ({100 * row['difference']:+.1f} points, p = {row['p']:.3f})")
+    return "; ".join(parts) + "."

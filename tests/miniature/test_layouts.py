@@ -1,0 +1,109 @@
+"""What is written is what the ordinary readers of training data and benchmarks expect."""
+
+import json
+import tarfile
+
+import numpy as np
+
+from dcr_hf.data import TrainingImages
+from dcr_hf.evaluation.decode import decode_image
+from dcr_hf.evaluation.read_mmvp import CATEGORIES, read_mmvp
+from dcr_hf.evaluation.read_shards import read_labeled
+from dcr_hf.miniature.layouts import (
+    PAIRS,
+    pairs,
+    write_benchmarks,
+    write_labeled,
+    write_pairs,
+    write_training_shards,
+)
+from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, render, sample_scene
+from dcr_hf.sources import find_source
+
+
+def test_training_shards_are_read_as_cc3m(tmp_path):
+    write_training_shards(tmp_path / "a", "train", 1030, 32)
+    write_training_shards(tmp_path / "b", "train", 1030, 32)
+    assert [path.name for path in sorted((tmp_path / "a").glob("*.tar"))] == ["00000.tar", "00001.tar"]
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    source = find_source(str(tmp_path / "a"))
+    assert source.images == 1030
+    images = TrainingImages(source, 32, 4, rank=0, world_size=1)
+    first = next(iter(images))
+    assert first["image"].shape == (3, 32, 32)
+
+
+def test_pairs_differ_in_exactly_one_attribute():
+    drawn = list(pairs("test", 15))
+    assert len(drawn) == 135
+    for index, (attribute, scene, other) in enumerate(drawn):
+        assert attribute == ATTRIBUTES[index // 15]
+        assert other == scene.changed(attribute.name, getattr(other, attribute.name)) != scene
+    assert len({scene.look for _, scene, _ in drawn}) == 135
+
+
+def test_the_pair_folder_is_mmvps(tmp_path):
+    write_pairs(tmp_path / "MMVP_VLM", "dev", 2, 32)
+    data = read_mmvp("MMVP_VLM", None, tmp_path)
+    assert [pair.category for pair in data.pairs] == [name for name in CATEGORIES for _ in range(2)]
+    assert all(pair.truth == (0, 1) for pair in data.pairs)
+    for index, (attribute, *scenes) in enumerate(pairs("dev", 2)):
+        for number, scene in enumerate(scenes):
+            read = decode_image(data.images.read(2 * index + number), "")
+            assert np.abs(np.asarray(read, int) - np.asarray(render(scene), int)).mean() < 4  # a JPEG
+        first, second = data.pairs[index].statements
+        assert first != second and scenes[0].shape in first, attribute
+
+
+def test_labelled_sets_share_images_and_differ_in_labels(tmp_path):
+    names = write_labeled(tmp_path, "scene", "test", {"train": 30, "test": 40}, 32)
+    assert names == ["scene_shape", *(f"scene_{attribute.name}" for attribute in ATTRIBUTES)]
+    shape = read_labeled("scene_shape", None, tmp_path)
+    assert list(shape.class_names) == list(SHAPES)
+    scenes = [sample_scene("test", index) for index in range(40)]
+    assert [SHAPES[label] for label in shape.labels] == [scene.shape for scene in scenes]
+    color = read_labeled("scene_color", None, tmp_path)
+    colors = ATTRIBUTES[5].values
+    assert [colors[label] for label in color.labels] == [scene.color for scene in scenes]
+    assert shape.images.read(7) == color.images.read(7)
+    assert (np.asarray(decode_image(color.images.read(7), "")) == np.asarray(render(scenes[7]))).all()
+
+
+def test_swapped_backgrounds_keep_scene_and_label(tmp_path):
+    write_labeled(tmp_path, "scene", "test", {"test": 8}, 32)
+    write_labeled(tmp_path, "swapped", "test", {"test": 8}, 32, swap_backgrounds=True)
+    own, other = (read_labeled(f"{name}_shape", None, tmp_path) for name in ("scene", "swapped"))
+    assert own.labels.tolist() == other.labels.tolist()
+    assert all(own.images.read(row) != other.images.read(row) for row in range(8))
+
+
+def test_whole_data_is_not_drawn_twice_and_half_of_it_again(tmp_path):
+    root = tmp_path / "dev"
+    numbers = {"per_category": 1, "train": 8, "test": 8}
+    write_benchmarks(root, "dev", 32, **numbers)
+    assert len(read_mmvp("MMVP_VLM", None, root).pairs) == 135
+    assert len(read_mmvp(PAIRS, None, root).pairs) == 9
+    mark = json.loads((root / "scenes.json").read_text())
+    assert mark == {"draw": "dev", "size": 32, "seed": 0, "pairs": 1, "train": 8, "test": 8}
+    (root / PAIRS / "Questions.csv").unlink()
+    write_benchmarks(root, "dev", 32, **numbers)
+    assert not (root / PAIRS / "Questions.csv").is_file()
+    (root / "scenes.json").unlink()
+    write_benchmarks(root, "dev", 32, **numbers)
+    assert len(read_mmvp(PAIRS, None, root).pairs) == 9
+
+
+def test_probes_are_trained_on_scenes_that_no_other_set_holds(tmp_path):
+    write_training_shards(tmp_path / "cc3m", "train", 40, 32)
+    write_labeled(tmp_path, "scene", "test", {"train": 40, "test": 40}, 32)
+    contents = [
+        tar.extractfile(member).read()
+        for path in (tmp_path / "scene_shape" / "train" / "0.tar", tmp_path / "scene_shape" / "test" / "0.tar")
+        for tar in [tarfile.open(path)]
+        for member in tar
+        if member.name.endswith(".png")
+    ]
+    trained_on = {render(sample_scene("train", index)).tobytes() for index in range(40)}
+    drawn = {decode_image(content, "").tobytes() for content in contents}
+    assert len(drawn) == 80 and not drawn & trained_on

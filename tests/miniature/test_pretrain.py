@@ -1,0 +1,166 @@
+"""Pretraining: what comes out loads as the real models do, it learns, and an interruption changes nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPModel, CLIPVisionModel
+
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.encoder import ImageEncoder
+from dcr_hf.miniature import cli, models, pretrain
+from dcr_hf.miniature.measure import measure_denoiser
+from dcr_hf.miniature.models import MAX_TOKENS, SIZES, parameters_of
+
+
+def test_sizes_are_as_promised():
+    tokenizer = models.make_tokenizer()
+
+    def count(name):
+        size = SIZES[name]
+        parts = (models.make_clip(size, tokenizer), models.make_vae(size), models.make_unet(size))
+        return sum(parameters_of(part) for part in (*parts, models.make_text_encoder(size, tokenizer)))
+
+    mini = count("mini")
+    assert 4 * mini * 1.75 < 20e6  # float32, the denoiser twice
+    assert 9 < count("small") / mini < 13 and SIZES["small"].image_size == 64
+
+
+@pytest.mark.parametrize("kind", pretrain.PREDICTION_TYPES)
+def test_the_folders_are_those_of_the_real_models(pretrained, kind):
+    clip = pretrained / "clip-miniature"
+    for model in (CLIPModel, CLIPVisionModel):
+        _, report = model.from_pretrained(clip, output_loading_info=True)
+        assert not report["missing_keys"]
+    encoder = ImageEncoder.from_pretrained(str(clip))
+    folder = pretrained / pretrain.DENOISER_FOLDERS[kind]
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a photo of a red star", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (32, 32, 3) and np.isfinite(image).all()
+    denoiser = FrozenDenoiser.from_pretrained(str(folder))
+    assert denoiser.native_target == {"epsilon": "epsilon", "v_prediction": "velocity"}[kind]
+    images = torch.rand(2, 3, 32, 32)
+    conditions = nn.Linear(encoder.embedding_width, denoiser.condition_width)(encoder(images))
+    assert denoiser.predict(denoiser.encode(images), torch.tensor([1, 999]), conditions).shape == (2, 4, 8, 8)
+
+
+def test_latents_have_unit_variance(pretrained, draw):
+    vae = AutoencoderKL.from_pretrained(pretrained / "sd-miniature", subfolder="vae")
+    latents = pretrain.encode(vae, draw.images(slice(None))) * vae.config.scaling_factor
+    assert latents.std().item() == pytest.approx(1, abs=1e-3)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("part", ["clip", "vae", "unet"])
+def test_an_interruption_changes_nothing(pretrained, draw, tiny_size, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(pretrain, "SAVE_STEPS", 2)
+    module, result = {
+        "clip": (pretrain.Contrast, "clip-miniature/model.safetensors"),
+        "vae": (pretrain.Autoencoding, "work/vae-finished/diffusion_pytorch_model.safetensors"),
+        "unet": (pretrain.Denoising, "sd-miniature/unet/diffusion_pytorch_model.safetensors"),
+    }[part]
+    plain, calls = module.forward, []
+
+    def forward(self, *args, **kwargs):
+        calls.append(0)
+        if len(calls) == 4:
+            raise Interrupted
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", forward)
+
+    def train():
+        if part == "clip":
+            pretrain.pretrain_clip(draw, tiny_size, tmp_path, tmp_path / "work", seed=0)
+        elif part == "vae":
+            pretrain.pretrain_vae(draw, tiny_size, tmp_path / "work", seed=0)
+        else:
+            vae = AutoencoderKL.from_pretrained(pretrained / "work" / "vae-finished")
+            pretrain.pretrain_denoiser(draw, vae, tiny_size, tmp_path, tmp_path / "work", 0, "epsilon")
+
+    with pytest.raises(Interrupted):
+        train()
+    assert not (tmp_path / result).exists()
+    train()
+    assert len(calls) == 4 + 6 - 2  # from the checkpoint of step 2
+    expected, found = load_file(pretrained / result), load_file(tmp_path / result)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_each_part_learns(draw, tiny_size):
+    """A few steps on one batch lower the loss; the averaged weights follow the trained ones and get no gradient."""
+    torch.manual_seed(0)
+    tokenizer = models.make_tokenizer()
+    words = pretrain.tokenize(tokenizer, ["a photo of a red star", *["a photo of a circle"] * 7])
+    assert words.shape == (8, MAX_TOKENS)
+    scheduler = models.make_scheduler("v_prediction")
+    unet, text = models.make_unet(tiny_size), models.make_text_encoder(tiny_size, tokenizer)
+    denoising = pretrain.Denoising(unet, text, scheduler)
+    images = draw.images(list(range(8)))
+    for module, batch in (
+        (pretrain.Contrast(models.make_clip(tiny_size, tokenizer)), {"images": images, "input_ids": words}),
+        (pretrain.Autoencoding(models.make_vae(tiny_size)), {"images": images}),
+        (denoising, {"latents": torch.randn(8, 4, 8, 8), "input_ids": words}),
+    ):
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        losses = []
+        for _ in range(12):
+            torch.manual_seed(1)
+            loss = module(**batch)["loss"]
+            losses.append(loss.item())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert losses[-1] < 0.9 * losses[0], type(module)
+    before = denoising.averaged.module["unet"].conv_in.weight.clone()
+    pretrain.Averaging().on_step_end(None, None, None, model=denoising)
+    after, target = denoising.averaged.module["unet"].conv_in.weight, unet.conv_in.weight
+    assert not torch.equal(before, after) or torch.equal(before, target)
+    assert all(parameter.grad is None for parameter in denoising.averaged.parameters())
+
+
+def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_path):
+    """Of a UNet that says zero: as noise, an error of 1; as velocity, noise sqrt(1 - abar) n, an error of abar."""
+    alphas_cumprod = models.make_scheduler("epsilon").alphas_cumprod
+    for kind, expected in (("epsilon", 1.0), ("v_prediction", alphas_cumprod.mean().item())):
+        folder = tmp_path / kind
+        shutil.copytree(pretrained / pretrain.DENOISER_FOLDERS[kind], folder)
+        weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        weights["conv_out.weight"].zero_()
+        weights["conv_out.bias"].zero_()
+        save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors")
+        report = measure_denoiser(folder, count=300)
+        assert report["noise_mse/full"] == pytest.approx(expected, rel=0.1)
+        assert report["noise_mse/full"] == report["noise_mse/wrong"] and report["noise_mse/wrong-empty"] == 0
+    own = measure_denoiser(pretrained / "sd-miniature", count=100)
+    assert own["noise_mse/wrong-empty"] == pytest.approx(own["noise_mse/wrong"] - own["noise_mse/empty"], abs=2e-5)
+    assert own["vae_mse"] > 0
+
+
+def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cli.SIZES, "mini", tiny_size)
+    small = {"per_category": 2, "train": 60, "test": 60}
+    monkeypatch.setattr(cli, "write_benchmarks", lambda *args: cli_write(*args, **small))
+    from dcr_hf.miniature.layouts import write_benchmarks as cli_write
+
+    monkeypatch.setattr(pretrain, "fit", lambda *args, **kwargs: pytest.fail("trained again what was there"))
+    with pytest.raises(SystemExit):
+        cli.main(["--output_dir", str(tmp_path), "--size", "huge"])
+    cli.main(["--output_dir", str(pretrained)])
+    measured = json.loads((pretrained / "measured.json").read_text())
+    assert len(measured["pairs"]) == 10 and set(measured["denoisers"]) == set(pretrain.PREDICTION_TYPES)
+    assert measured["run"]["seed"] == 0
+    assert {"zeroshot/scene_shape/acc1", "linear_probe/scene_count/acc1"} <= measured["clip"].keys()
+    assert "pairs" in capsys.readouterr().out

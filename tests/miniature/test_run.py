@@ -1,0 +1,93 @@
+"""recipes/miniature.py from end to end on models a few steps old: training, measurements, the page, the sentence."""
+
+import re
+
+import pytest
+from transformers import CLIPModel, CLIPVisionModel
+
+from dcr_hf.config import Recipe
+from dcr_hf.evaluation.results import Results
+from dcr_hf.miniature import layouts, run
+
+
+@pytest.fixture
+def launch(pretrained, tmp_path, monkeypatch):
+    """The recipe's main in this process with small data; returns its output folder."""
+    monkeypatch.setattr(run, "TRAINING_IMAGES", 24)
+    write = layouts.write_benchmarks
+    small = {"per_category": 2, "train": 80, "test": 60}
+    monkeypatch.setattr(run, "write_benchmarks", lambda *args: write(*args, **small))
+
+    def launch(*words, stop=None):
+        recipe = Recipe(
+            encoder=str(pretrained / "clip-miniature"),
+            denoiser=str(pretrained / "sd-miniature-v"),
+            train_data=str(tmp_path / "scenes" / "train"),
+            stage1_max_steps=1,
+            stage2_max_steps=1,
+        )
+        monkeypatch.setattr("sys.argv", ["miniature.py", "--use_cpu", "--per_device_train_batch_size", "3", *words])
+        options = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "report_to": "none"}
+        run.main(recipe, output_dir=str(tmp_path / "out"), **options)
+        return tmp_path / "out"
+
+    return launch
+
+
+def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, monkeypatch, capsys, tmp_path):
+    def stop(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(run, "measure", stop)
+        launch()
+    assert ended.value.code == 2 and "no space left" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run", lambda *args: pytest.fail("trained again"))
+        output = launch()
+    printed = capsys.readouterr().out
+    assert re.search(r"mmvp_vlm all pair_accuracy +\d", printed) and "linear_probe scene_count acc1" in printed
+    assert re.search(r"P-Ability \(pairs\) (rose|fell|did not move beyond noise) \([+-]", printed)
+    assert f"The report: {output}/report/report.html" in printed
+    page = (output / "report" / "report.html").read_text()
+    assert "What the denoiser sees in the condition" in page and "The scenes" in page
+    for model, name in ((CLIPModel, "clip-miniature-dcr"), (CLIPVisionModel, "clip-miniature-dcr-vision")):
+        _, report = model.from_pretrained(output / name, output_loading_info=True)
+        assert not report["missing_keys"]
+
+    with pytest.raises(SystemExit) as ended:
+        launch()
+    assert ended.value.code == 2 and "finished run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        launch("--train_data", str(tmp_path / "elsewhere"), "--overwrite_output_dir")
+    assert "no such file or folder" in capsys.readouterr().err  # scenes are drawn at the recipe's own place only
+
+
+def comparison(benchmark, dataset, metric, difference, p):
+    return {
+        "encoder": "dcr",
+        "benchmark": benchmark,
+        "dataset": dataset,
+        "metric": metric,
+        "difference": difference,
+        "low": difference - 0.01,
+        "high": difference + 0.01,
+        "p": p,
+        "noise": p >= 0.05,
+    }
+
+
+@pytest.mark.parametrize(
+    "pairs, nmi, sentence",
+    [
+        ((0.021, 0.03), (-0.05, 0.0004), "P-Ability (pairs) rose (+2.1 points, p = 0.030); D-Ability (mean NMI) fell"),
+        ((0.1, 0.06), (0.05, 0.2), "P-Ability (pairs) did not move beyond noise (+10.0 points, p = 0.060)"),
+    ],
+)
+def test_the_sentence_follows_the_numbers(pairs, nmi, sentence):
+    rows = [
+        comparison("mmvp_vlm", "all", "pair_accuracy", *pairs),
+        comparison("clustering", "scene_shape", "nmi", 0.9, 0.001),
+        comparison("clustering", "mean", "nmi", *nmi),
+    ]
+    assert run.verdict(Results(comparisons=rows)).startswith(sentence)

@@ -1,0 +1,96 @@
+"""Scenes are what their seed says, byte for byte; attributes are independent; backgrounds know nothing of classes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.miniature.captions import coarse_caption, describe, full_caption
+from dcr_hf.miniature.models import MAX_TOKENS, make_tokenizer
+from dcr_hf.miniature.scenes import ATTRIBUTES, DRAWS, SHAPES, render, sample_scene
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process():
+    program = (
+        "import hashlib; from dcr_hf.miniature.scenes import render, sample_scene\n"
+        "digest = hashlib.sha256()\n"
+        "for index in range(20): digest.update(render(sample_scene('dev', index, 3)).tobytes())\n"
+        "print(digest.hexdigest())"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(2)]
+    assert len(runs[0].stdout.strip()) == 64, runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_draws_seeds_and_indices_share_no_image():
+    places = [(draw, index, seed) for draw in DRAWS for seed in (0, 1) for index in range(60)]
+    images = {render(sample_scene(*place)).tobytes() for place in places}
+    assert len(images) == len(places)
+    with pytest.raises(ValueError, match="unknown draw 'val'; there are train, dev, test"):
+        sample_scene("val", 0)
+
+
+def test_there_are_eight_classes_and_an_attribute_for_each_of_mmvps_patterns():
+    assert len(SHAPES) == 8 and len(ATTRIBUTES) == len(CATEGORIES) == 9
+    scenes = [sample_scene("train", index) for index in range(4000)]
+    for attribute in ATTRIBUTES:
+        for shape in SHAPES:  # independent of the class: the same shares within each
+            of_shape = [getattr(scene, attribute.name) for scene in scenes if scene.shape == shape]
+            shares = [of_shape.count(value) / len(of_shape) for value in attribute.values]
+            assert shares == pytest.approx([1 / len(attribute.values)] * len(shares), abs=0.08)
+
+
+def test_the_background_is_independent_of_the_class_and_of_every_attribute():
+    scene = sample_scene("train", 5)
+    corner = np.s_[20:25, 0:2]  # where nothing is drawn
+    pixels = np.asarray(render(scene))[corner]
+    for shape in SHAPES:
+        assert (np.asarray(render(scene.changed("shape", shape)))[corner] == pixels).all()
+    for attribute in ATTRIBUTES:
+        for value in attribute.values:
+            assert (np.asarray(render(scene.changed(attribute.name, value)))[corner] == pixels).all()
+    other = np.asarray(render(scene, background=sample_scene("train", 6).look))
+    assert np.abs(other[corner].astype(int) - pixels).mean() > 2
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES, ids=lambda each: each.name)
+@pytest.mark.parametrize("size", [32, 64])
+def test_each_value_is_to_be_seen_and_changes_little_else(attribute, size):
+    for index in range(8):
+        scene = sample_scene("test", index)
+        images = [np.asarray(render(scene.changed(attribute.name, value), size), int) for value in attribute.values]
+        for first in range(len(images)):
+            for second in range(first):
+                changed = np.abs(images[first] - images[second]).max(axis=2) > 12
+                assert 0.003 < changed.mean() < 0.6
+
+
+def test_captions_name_what_is_asked_and_fit_the_text_tower():
+    scene = sample_scene("train", 0)
+    scene = scene.changed("color", "red").changed("orientation", "left").changed("shape", "star")
+    assert describe(scene, []) == "a star"
+    assert describe(scene, ["orientation", "color"]) == "a red star facing left"
+    tokenizer = make_tokenizer()
+    longest = 0
+    for index in range(500):
+        caption = full_caption(sample_scene("train", index))
+        tokens = tokenizer(caption).input_ids
+        assert len(tokens) == len(caption.split()) + 2  # a word is a token
+        longest = max(longest, len(tokens))
+    assert longest <= MAX_TOKENS
+    assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == caption.lower()
+
+
+def test_the_tokenizer_is_the_same_at_every_call():
+    vocabularies = {tuple(sorted(make_tokenizer().get_vocab().items())) for _ in range(5)}
+    assert len(vocabularies) == 1
+
+
+def test_coarse_captions_name_attributes_as_rarely_as_they_are_told_to():
+    scene = sample_scene("train", 1).changed("color", "blue")
+    random = np.random.default_rng(0)
+    said = [coarse_caption(scene, random, {"color": 0.3, "count": 0.0}) for _ in range(2000)]
+    assert 0.26 < np.mean(["blue" in caption for caption in said]) < 0.34
+    assert not any("dot" in caption for caption in said)
