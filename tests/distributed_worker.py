@@ -17,7 +17,12 @@ from dcr_hf.sources import find_source
 from dcr_hf.stages import encoder_stage, projector_stage
 
 JOINT = {"objective": "joint", "keep_weight": 1.0}
-OPTIONS = {"stage1": {}, "stage2": {}, "joint": JOINT, "conflict": JOINT | {"log_gradient_conflict_every": 1}}
+OPTIONS = {
+    "stage1": {},
+    "stage2": {},
+    "joint": JOINT,
+    "conflict": JOINT | {"log_gradient_conflict_every": 1, "preview_steps": 2},
+}
 
 
 class Recorder(TrainerCallback):

@@ -170,6 +170,8 @@ def test_gradients_of_all_processes_count_and_training_does_not_change(
     )
     assert all(torch.equal(a, b) for a, b in zip(without["weights"], first["weights"], strict=True))
     assert not without["conflict"] and len(first["conflict"]) == 3
+    # Previews were drawn on the way too, by one of the two.
+    assert len(list((tmp_path / "conflict" / "preview").glob("step-*.png"))) == 3
     assert first["conflict"] == second["conflict"]
     for step, line in enumerate(first["conflict"]):
         sums = [
