@@ -260,10 +260,20 @@ def shards_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory) -> Path:
-    """Tables that `datasets` converts stay out of the user's cache."""
+    """Tables that `datasets` converts stay out of the user's cache, here and in what a test starts."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["HF_DATASETS_CACHE"] = str(datasets.config.HF_DATASETS_CACHE)
     return datasets.config.HF_DATASETS_CACHE
 
 
 def pytest_addoption(parser):
     parser.addoption("--crashes", type=int, default=10, help="how often the crash test kills a run")
+
+
+# Files that take a minute and more, the longest first.
+LONG = ["test_resume.py", "test_strategies.py", "test_run.py", "test_trainer.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """A test process takes the next file when it is through with one: long ones first, and both end together."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

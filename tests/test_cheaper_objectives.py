@@ -1,14 +1,12 @@
 """Fewer, detached and gathered negatives: what is contrasted, what gets a gradient, what it costs."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONDITION_WIDTH, batch_of_conditions, diffused_at_random
 from gather_worker import BATCH, projector, step
+from programs import TORCHRUN, run_program
 
 from dcr_hf import DCRConfig, FrozenDenoiser, dcr_loss
 from dcr_hf.objectives import Negatives, Settings, dcr
@@ -108,10 +106,7 @@ def test_no_image_is_its_own_negative_nor_has_one_twice(first, total):
 def two_ranks(sd_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("gather")
     worker = Path(__file__).parent / "gather_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(worker)]
-    command += [str(sd_folder), str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = run_program(*TORCHRUN, worker, sd_folder, output)
     assert done.returncode == 0, done.stderr
     return output
 

@@ -9,7 +9,7 @@ from conftest import CONDITION_WIDTH, batch_of_conditions, encoded, photographs
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
+from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, steplog, trainer
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.images import decode_image
 from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
@@ -45,7 +45,32 @@ def test_the_objective_never_makes_the_host_wait(denoiser, negatives):
         loss.item()
 
 
-def test_the_share_of_waiting_for_data_is_logged(clip_folder, denoiser, tmp_path):
+class Clock:
+    """Stands still but for what adds to it. In place of the module `time`."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_the_share_of_waiting_for_data_is_logged(clip_folder, denoiser, tmp_path, monkeypatch):
+    """An image takes a second to read and a step six to compute."""
+    clock = Clock()
+    for module in (steplog, trainer):
+        monkeypatch.setattr(module, "time", clock)
+
+    class SlowImages(list):
+        def __getitem__(self, index):
+            clock.now += 1
+            return super().__getitem__(index)
+
+    class SlowTrainer(DCRTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            clock.now += 6
+            return loss
+
     args = DCRConfig(
         output_dir=str(tmp_path),
         per_device_train_batch_size=2,
@@ -57,15 +82,14 @@ def test_the_share_of_waiting_for_data_is_logged(clip_folder, denoiser, tmp_path
         dataloader_num_workers=0,
         use_cpu=True,
     )
-    pixels = [torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) for image in photographs(6)]
-    images = [{"image": image, "key": str(number), "skipped": []} for number, image in enumerate(pixels)]
+    pixels = [torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) for image in photographs(10)]
+    images = SlowImages({"image": image, "key": str(number), "skipped": []} for number, image in enumerate(pixels))
     model = projector_stage(ImageEncoder.from_pretrained(str(clip_folder)), CONDITION_WIDTH, seed=0)
-    trainer = DCRTrainer(model, args, denoiser, train_dataset=images)
-    trainer.train()
-    lines = [line for line in trainer.state.log_history if "data_wait_share" in line]
-    assert len(lines) == 3
-    assert all(0 <= line["data_wait_share"] < 1 for line in lines)
-    assert any(line["data_wait_share"] > 0 for line in lines)
+    training = SlowTrainer(model, args, denoiser, train_dataset=images)
+    training.train()
+    lines = [line for line in training.state.log_history if "data_wait_share" in line]
+    # The first window begins when the first batch is there; then two images for each step of 2 + 6 seconds.
+    assert [line["data_wait_share"] for line in lines] == [0, 2 / 8, 2 / 8]
 
 
 @pytest.mark.parametrize("side, enough, decoded", [(1000, 200, 250), (1000, 400, 500), (300, 200, 300)])

@@ -1,10 +1,8 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import TORCHRUN, run_program
 
 
 @pytest.fixture(scope="module", params=["stage1", "stage2", "joint"])
@@ -12,11 +10,7 @@ def two_ranks(request, clip_folder, sd_folder, shards_folder, tmp_path_factory):
     """What each of two gloo processes wrote down of three steps."""
     output = tmp_path_factory.mktemp("ranks")
     worker = Path(__file__).parent / "distributed_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(worker)]
-    command += [str(clip_folder), str(sd_folder), str(shards_folder), str(output), request.param]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = run_program(*TORCHRUN, worker, clip_folder, sd_folder, shards_folder, output, request.param)
     assert done.returncode == 0, done.stderr
     return [torch.load(output / f"{request.param}-rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 

@@ -1,12 +1,11 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from programs import run_program, run_python
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
@@ -237,11 +236,12 @@ def a_run(folder, encoder):
 
 def test_exporting_later_from_the_command_line(clip_folder, tmp_path):
     a_run(tmp_path, clip_folder)
-    command = [sys.executable, "-m", "dcr_hf.export", str(tmp_path)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-m", "dcr_hf.export", tmp_path]
+    refused = run_python(*command)
     assert refused.returncode == 1 and "--checkpoint: checkpoint-5" in refused.stderr
     assert "Traceback" not in refused.stderr and "Warning" not in refused.stderr
-    done = subprocess.run([*command, "--checkpoint", "checkpoint-5"], capture_output=True, text=True, check=True)
+    done = run_program(*command, "--checkpoint", "checkpoint-5")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == [str(tmp_path / "clip-tiny-dcr"), str(tmp_path / "clip-tiny-dcr-vision")]
     assert "| loss | 3.5 |" in ModelCard.load(tmp_path / "clip-tiny-dcr" / "README.md").text
 

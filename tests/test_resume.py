@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from programs import TORCHRUN, Program, run_program
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,15 +25,16 @@ from dcr_hf.data import StreamState
 from dcr_hf.trainer import DCRTrainer
 
 HERE = Path(__file__).parent
+RECIPE = HERE.parent / "recipes" / "openai_vitl.py"
 
 
-@pytest.fixture
-def options(clip_folder, sd_folder, shards_folder, tmp_path):
+@pytest.fixture(scope="module")
+def settings(clip_folder, sd_folder, shards_folder):
+    """Every option but the folder of the run."""
     return {
         "--encoder": clip_folder,
         "--denoiser": sd_folder,
         "--train_data": shards_folder,
-        "--output_dir": tmp_path / "out",
         "--stage1_max_steps": 4,
         "--stage2_max_steps": 6,
         "--stage2_learning_rate": 1e-3,
@@ -43,6 +46,11 @@ def options(clip_folder, sd_folder, shards_folder, tmp_path):
         "--max_bad_fraction": 0.2,
         "--shuffle_buffer": 12,
     }
+
+
+@pytest.fixture
+def options(settings, tmp_path):
+    return settings | {"--output_dir": tmp_path / "out"}
 
 
 def words(options):
@@ -81,10 +89,12 @@ def assert_same(output, expected, stage2_steps=6):
         assert [line["epoch"] for line in history if "loss" in line] == [step / steps for step in range(1, steps + 1)]
 
 
-@pytest.fixture
-def uninterrupted(options, run_here, tmp_path):
-    assert run_here(options | {"--output_dir": tmp_path / "whole"})[0] == 0
-    return results(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def uninterrupted(settings, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    done = run_program(RECIPE, *words(settings | {"--output_dir": output}))
+    assert done.returncode == 0, done.stderr
+    return results(output)
 
 
 @contextlib.contextmanager
@@ -118,9 +128,8 @@ def test_sigkill_at_random_moments_changes_nothing(options, tmp_path, request):
     print(f"seed {seed}")
 
     def worker(output, kills):
-        command = [sys.executable, str(HERE / "crash_worker.py"), str(seed), str(kills), "2.5"]
-        command += words(options | {"--output_dir": output, "--dataloader_num_workers": 1})
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [HERE / "crash_worker.py", seed, kills, 2.5]
+        done = run_program(*command, *words(options | {"--output_dir": output, "--dataloader_num_workers": 1}))
         assert done.returncode == 0, done.stderr
         outcome = json.loads(done.stdout.splitlines()[-1])
         assert outcome["code"] == 0, done.stderr
@@ -138,25 +147,23 @@ def test_sigkill_at_random_moments_changes_nothing(options, tmp_path, request):
 
 def launch_two(options, output):
     """The recipe on two gloo processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command += [str(HERE.parent / "recipes" / "openai_vitl.py"), "--use_cpu"]
-    command += words(options | {"--output_dir": output, "--stage2_max_steps": 12})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    options = options | {"--output_dir": output, "--stage2_max_steps": 12}
+    return Program(*TORCHRUN, RECIPE, "--use_cpu", *words(options))
 
 
-def end_of(process):
-    _, error = process.communicate()
-    return process.returncode, error
+def end_of(program):
+    done = program.wait()
+    return done.returncode, done.stderr
 
 
-def reach_stage_2(process, output):
+def reach_stage_2(program, output):
     """Wait for its second checkpoint; returns the launcher's processes, by rank."""
-    while process.poll() is None and not (output / "stage2" / "checkpoint-2" / MARK).exists():
+    while program.poll() is None and not (output / "stage2" / "checkpoint-2" / MARK).exists():
         time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[1]
-    children = psutil.Process(process.pid).children(recursive=True)
-    return {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
+    assert program.poll() is None, program.wait().stderr
+    ranks = psutil.Process(program.pid).children()
+    assert len(ranks) == 2
+    return sorted(ranks, key=lambda rank: rank.pid)
 
 
 @pytest.fixture
@@ -168,17 +175,17 @@ def two_uninterrupted(options, tmp_path):
 
 def test_two_processes_killed_or_signalled_and_resumed_end_alike(options, two_uninterrupted, tmp_path):
     killed = tmp_path / "killed"
-    process = launch_two(options, killed)
-    for child in reach_stage_2(process, killed).values():
-        child.kill()
-    assert end_of(process)[0] != 0
+    program = launch_two(options, killed)
+    for rank in reach_stage_2(program, killed):
+        rank.kill()
+    assert end_of(program)[0] != 0
     assert not (killed / "stage2" / "adapter_model.safetensors").exists()
 
     # Only one rank is told; both stop after the same step, with one whole checkpoint of that step.
     signalled = tmp_path / "signalled"
-    process = launch_two(options | {"--save_steps": 2}, signalled)
-    reach_stage_2(process, signalled)["1"].terminate()
-    code, error = end_of(process)
+    program = launch_two(options | {"--save_steps": 2}, signalled)
+    reach_stage_2(program, signalled)[1].terminate()
+    code, error = end_of(program)
     assert code != 0 and "exitcode  : 75" in error
     steps = set(re.findall(r"stopped by a signal at step (\d+) of 12", error))
     assert len(steps) == 1
@@ -218,18 +225,17 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_code_75(options, run_here,
     assert_same(options["--output_dir"], uninterrupted)
 
 
-def test_a_second_signal_stops_at_once(options):
-    program = (
-        "import os, signal, sys; from dcr_hf import Recipe, run; from dcr_hf.trainer import DCRTrainer\n"
+def test_a_second_signal_stops_at_once(options, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal; from dcr_hf import Recipe, run; from dcr_hf.trainer import DCRTrainer\n"
         "def twice(*args, **kwargs):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('still here')\n"
         "DCRTrainer.compute_loss = twice\n"
         "run.main(Recipe(encoder='from/options'))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words(options)], capture_output=True, text=True, check=False
-    )
+    done = run_program(program, *words(options))
     assert done.returncode == -signal.SIGTERM
     assert "once more to stop at once" in done.stderr and "still here" not in done.stdout
 
@@ -274,9 +280,24 @@ def test_tensorboard_shows_no_step_twice(options, run_here, monkeypatch):
     assert len(list((options["--output_dir"] / "stage2" / "runs").iterdir())) == 2
 
 
-def interrupted_run(options, run_here, monkeypatch):
+def interrupt(options, monkeypatch):
     with at_step(monkeypatch, "stage2", 3, crash), pytest.raises(Crash):
-        run_here(options)
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *words(options)])
+        run.main(Recipe(encoder="from/options"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(settings, tmp_path_factory):
+    output = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(settings | {"--output_dir": output}, patch)
+    return output
+
+
+@pytest.fixture
+def copy_of_interrupted(interrupted, options):
+    """In the place where `options` has the run."""
+    return shutil.copytree(interrupted, options["--output_dir"])
 
 
 @pytest.mark.parametrize(
@@ -291,8 +312,9 @@ def interrupted_run(options, run_here, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_going_on_with_other_options_is_refused(options, run_here, monkeypatch, sd_v_folder, changes, difference):
-    interrupted_run(options, run_here, monkeypatch)
+def test_going_on_with_other_options_is_refused(
+    options, run_here, copy_of_interrupted, sd_v_folder, changes, difference
+):
     changes = {name: sd_v_folder if value == "v" else value for name, value in changes.items()}
     code, error = run_here(options | changes)
     assert code == 2 and difference in error and "--resume_anyway" in error
@@ -301,8 +323,7 @@ def test_going_on_with_other_options_is_refused(options, run_here, monkeypatch, 
     assert difference in error and "no longer exact" in error
 
 
-def test_more_steps_and_other_logging_are_no_other_options(options, run_here, monkeypatch):
-    interrupted_run(options, run_here, monkeypatch)
+def test_more_steps_and_other_logging_are_no_other_options(options, run_here, copy_of_interrupted):
     code, error = run_here(options | {"--stage2_max_steps": 7, "--logging_steps": 3, "--save_steps": 2})
     assert code == 0, error
 
@@ -319,7 +340,7 @@ def test_going_on_with_another_number_of_readers_reads_no_image_twice(options, r
         return loss
 
     monkeypatch.setattr(DCRTrainer, "compute_loss", recording)
-    interrupted_run(options, run_here, monkeypatch)
+    interrupt(options, monkeypatch)
     state = StreamState.read(whole_checkpoints(options["--output_dir"] / "stage2")[-1])
     assert state.lanes == 2 and state.batches == 4 and len(keys) == 12
     code, error = run_here(options | {"--dataloader_num_workers": 3}, "--resume_anyway")

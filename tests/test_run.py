@@ -1,14 +1,12 @@
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import save_clip, write_shard
 from evaluation.layouts import write_mmvp
+from programs import ACCELERATE, ROOT, run_program, run_python
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, SiglipVisionModel
 
@@ -17,7 +15,6 @@ from dcr_hf.condition import Projector
 from dcr_hf.export.card import RunFacts
 from dcr_hf.run import parse
 
-ROOT = Path(__file__).parents[1]
 RECIPES = {
     "openai_vitl": "openai/clip-vit-large-patch14",
     "openai_vitl_336": "openai/clip-vit-large-patch14-336",
@@ -42,24 +39,14 @@ def test_there_are_six_recipes_of_the_papers_checkpoints():
         assert len(text.splitlines()) < 30
 
 
-def launch(recipe, *options, module="accelerate.commands.launch", **env):
-    command = [sys.executable, "-m", module]
-    command += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")] if "accelerate" in module else []
-    command += [str(ROOT / "recipes" / f"{recipe}.py"), *map(str, options)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
+def launch(recipe, *options):
+    """As the README says, from the launcher's start."""
+    config = ROOT / "accelerate_configs" / "cpu.yaml"
+    return run_python(*ACCELERATE, "--config_file", config, ROOT / "recipes" / f"{recipe}.py", *options)
 
 
 def run_recipe(recipe, *options):
-    """Without accelerate's launcher, whose start takes as long as the run."""
-    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return run_program(ROOT / "recipes" / f"{recipe}.py", *options)
 
 
 @pytest.fixture
@@ -86,9 +73,11 @@ def words(options):
 def test_every_recipe_trains_both_stages_and_exports(recipe, options, encoder_folders, sd_v_folder):
     family = "siglip" if "siglip" in recipe else "clip"
     options |= {"--encoder": encoder_folders[family]}
+    start = run_recipe
     if recipe == "siglip_so_384":
         options |= {"--denoiser": sd_v_folder, "--dataloader_num_workers": 2}
-    done = launch(recipe, *words(options))
+        start = launch
+    done = start(recipe, *words(options))
     assert done.returncode == 0, done.stderr
     output = options["--output_dir"]
     for stage in ("stage1", "stage2"):

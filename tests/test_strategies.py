@@ -1,22 +1,18 @@
 """Every strategy from a recipe's command line on two CPU processes: the same losses and the same export as DDP."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from programs import ACCELERATE, TORCHRUN, run_program, run_python
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in (ROOT / "accelerate_configs").glob("*.yaml")}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 def test_the_strategies_that_are_promised_are_there():
@@ -47,14 +43,14 @@ def on_two_cpu_processes(name, folder):
     config = yaml.safe_load(CONFIGS[name].read_text()) | {"use_cpu": True, "num_processes": 2, "main_process_port": 0}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
-    return [*LAUNCH, "--config_file", str(file)]
+    return [*ACCELERATE, "--config_file", str(file)]
 
 
 @pytest.fixture(scope="module")
 def train(clip_folder, sd_folder, shards_folder):
     """Run a recipe with a launcher; returns (losses, exported weights)."""
 
-    def run(launcher, output, *more, stage1=2, stage2=2):
+    def run(launcher, output, *more, stage1=2, stage2=2, by=run_program):
         options = {
             "--encoder": clip_folder,
             "--denoiser": sd_folder,
@@ -70,10 +66,9 @@ def train(clip_folder, sd_folder, shards_folder):
             "--max_bad_fraction": 0.2,
             "--report_to": "none",
         }
-        command = [*launcher, str(ROOT / "recipes" / "openai_vitl.py"), "--use_cpu", *more]
-        command += [str(word) for pair in options.items() for word in pair]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        command = [*launcher, ROOT / "recipes" / "openai_vitl.py", "--use_cpu", *more]
+        command += [word for pair in options.items() for word in pair]
+        done = by(*command, DS_ACCELERATOR="cpu")
         if done.returncode:
             raise RuntimeError(done.stderr + done.stdout)
         losses = []
@@ -97,9 +92,9 @@ def assert_alike(found, expected, base):
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2"])
-def test_zero_trains_as_ddp_does(name, train, ddp, clip_folder, tmp_path):
-    found = train(on_two_cpu_processes(name, tmp_path), tmp_path / "out")
+@pytest.mark.parametrize(("name", "by"), [("deepspeed_zero1", run_program), ("deepspeed_zero2", run_python)])
+def test_zero_trains_as_ddp_does(name, by, train, ddp, clip_folder, tmp_path):
+    found = train(on_two_cpu_processes(name, tmp_path), tmp_path / "out", by=by)
     assert_alike(found, ddp, load_file(clip_folder / "model.safetensors"))
 
 
@@ -138,9 +133,7 @@ def test_fsdp_shards_the_layers_and_the_gathered_weights_are_whole(clip_folder, 
     """What FSDP2 does on GPUs, with torch's own fully_shard on gloo: the units, the gradients, what is saved."""
     worker = Path(__file__).parent / "fsdp_worker.py"
     for folder in (clip_folder, siglip_folder):
-        command = [*TORCHRUN, str(worker), str(folder), str(tmp_path / folder.name)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        done = run_program(*TORCHRUN, worker, folder, tmp_path / folder.name)
         assert done.returncode == 0, done.stderr
         assert "sharded 2 layers" in done.stdout
 
@@ -148,9 +141,8 @@ def test_fsdp_shards_the_layers_and_the_gathered_weights_are_whole(clip_folder, 
 def test_a_dead_rank_is_named(clip_folder, sd_folder, shards_folder, tmp_path):
     """One of two ranks dies in the middle: the other does not wait for it, and the launcher says which it was."""
     worker = Path(__file__).parent / "distributed_worker.py"
-    command = [*TORCHRUN, str(worker), str(clip_folder), str(sd_folder), str(shards_folder), str(tmp_path), "stage1"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DIE_ON_RANK": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=120)
+    command = [*TORCHRUN, worker, clip_folder, sd_folder, shards_folder, tmp_path, "stage1"]
+    done = run_python(*command, DIE_ON_RANK="1")
     assert done.returncode != 0
     root_cause = done.stderr[done.stderr.index("Root Cause") :]
     assert re.search(r"rank\s*: 1 ", root_cause) and "SIGKILL" in root_cause

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import encoded, photographs
+from programs import run_program
 
 from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.embed import DiskEmbedder, embed_in_memory
@@ -96,24 +95,19 @@ def test_features_are_memory_mapped(clip_folder, tmp_path):
 
 
 KILLED = """
-import sys
 from pathlib import Path
-sys.path[:0] = {paths!r}
 from test_embed import Photographs, contents, embed
 embed(Path({folder!r}), Path({cache!r}), Photographs(contents(), kill_at={kill_at}))
 """
 
 
 def test_killed_in_the_middle_goes_on(clip_folder, tmp_path, reference):
-    here = Path(__file__).parent
-    code = KILLED.format(
-        paths=[str(here), str(here.parent)], folder=str(clip_folder), cache=str(tmp_path), kill_at=270
-    )
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=240)
-    assert done.returncode == -signal.SIGKILL
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(folder=str(clip_folder), cache=str(tmp_path / "cache"), kill_at=270))
+    done = run_program(script)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     images = Photographs(contents())
-    found = embed(clip_folder, tmp_path, images)
+    found = embed(clip_folder, tmp_path / "cache", images)
     np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-5)
     assert images.seen == list(range(256, 300))  # two chunks of 128 were done
     assert not list(tmp_path.rglob("chunks"))

@@ -1,17 +1,15 @@
 """The command line, from folders to report: the same numbers under any number of processes, cached or not."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import encoded, photographs, save_clip
 from layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
 from PIL import Image
+from programs import ROOT, TORCHRUN, run_program
 from transformers import CLIPVisionModel
 
 from dcr_hf.evaluation.cli import main
@@ -20,7 +18,6 @@ from dcr_hf.evaluation.report import Section, write_report
 from dcr_hf.evaluation.results import read_results, read_rows
 from dcr_hf.evaluation.tables import make_tables
 
-ROOT = Path(__file__).parents[2]
 BENCHMARKS = [
     *("mmvp_vlm", "linear_probe:birds", "clustering:cifar10", "clustering:birds", "zeroshot:cifar10"),
     "retrieval:flickr30k",
@@ -136,16 +133,8 @@ def test_cached_and_batch_one_give_the_same_numbers(report, data_root, encoders,
 
 
 def test_two_processes_give_the_same_numbers(report, data_root, encoders, tmp_path):
-    launch = ["torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [sys.executable, "-m", *launch, str(ROOT / "recipes" / "evaluate.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments(data_root, encoders, tmp_path / "two", tmp_path / "cache")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = [*TORCHRUN, ROOT / "recipes" / "evaluate.py"]
+    done = run_program(*command, *arguments(data_root, encoders, tmp_path / "two", tmp_path / "cache"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert scores(tmp_path / "two") == scores(report)
     assert read_results(tmp_path / "two").runs[0]["processes"] == 2

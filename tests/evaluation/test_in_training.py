@@ -1,13 +1,9 @@
 """Scores of an encoder in memory: those of the same weights on disk, and a training run is left as it was."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from layouts import write_class_folders, write_mmvp, write_retrieval
+from programs import TORCHRUN, run_program
 
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.evaluation.cli import main
@@ -97,16 +93,7 @@ def test_two_processes_get_the_numbers_of_one(clip_folder, data_root, tmp_path):
     """Odd sizes: the shares are padded to equal numbers of batches."""
     script = tmp_path / "two.py"
     script.write_text(TWO.format(benchmarks=BENCHMARKS))
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "HF_DATASETS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, str(script), str(clip_folder), str(data_root), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_program(*TORCHRUN, script, clip_folder, data_root, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     one = TrainingEvaluation(str(clip_folder), BENCHMARKS, data_root, workers=0)(
         ImageEncoder.from_pretrained(str(clip_folder))
