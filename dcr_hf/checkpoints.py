@@ -43,6 +43,7 @@ _TRAINING_FACTS = (
     "bf16",
     "fp16",
     "learning_rate",
+    "projector_learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
     "optim",

@@ -4,7 +4,7 @@ import dataclasses
 
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.objectives import OBJECTIVES
-from dcr_hf.stages import STAGE1, stage_args, stages_of
+from dcr_hf.stages import STAGE1, STAGE2, stage_args, stages_of
 
 # Of some objectives only: elsewhere they would change nothing.
 _READ_BY = {
@@ -22,13 +22,25 @@ def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
     for option, name in (("objective", args.objective), ("stage1_objective", recipe.stage1_objective)):
         if name is not None and name not in OBJECTIVES:
             raise ValueError(f"--{option} {name!r} is unknown; there are {', '.join(OBJECTIVES)}.")
-    if recipe.stage1_objective and recipe.stage == "2":
-        raise ValueError("--stage1_objective is for stage 1, which --stage 2 leaves out. Leave one of them out.")
+    if recipe.stage1_objective and recipe.stage not in ("1", "all"):
+        raise ValueError(
+            f"--stage1_objective is for stage 1, which --stage {recipe.stage} leaves out. Leave one of them out."
+        )
+    if args.projector_learning_rate is not None and recipe.stage != "end_to_end":
+        raise ValueError(
+            f"--projector_learning_rate is for --stage end_to_end; --stage {recipe.stage} trains the projector at "
+            "--stage1_learning_rate, or not."
+        )
     if args.keep_weight and recipe.stage == "1":
         raise ValueError("--keep_weight guards the encoder, which --stage 1 does not train. Leave it out.")
     of_stages = {stage: stage_args(recipe, args, stage) for stage in stages_of(recipe)}
-    if STAGE1 in of_stages:
-        _check_projector_is_trained(of_stages[STAGE1])
+    for stage in of_stages.keys() - {STAGE2}:
+        _check_projector_is_trained(stage, of_stages[stage])
+    if args.log_gradient_conflict_every and not any(o.log_gradient_conflict_every for o in of_stages.values()):
+        raise ValueError(
+            "--log_gradient_conflict_every compares two losses that train the same; in stage 1 only dcr has two, not "
+            f"{of_stages[STAGE1].objective}. Leave it out, or train stage 2 too."
+        )
     objectives = {options.objective for options in of_stages.values()}
     defaults = {field.name: field.default for field in dataclasses.fields(DCRConfig)}
     for objective in _READ_BY.keys() - objectives:
@@ -40,15 +52,17 @@ def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
                 )
 
 
-def _check_projector_is_trained(args: DCRConfig) -> None:
+def _check_projector_is_trained(stage: str, args: DCRConfig) -> None:
     if not args.asks_denoiser:
         without = " with --lambda_rec 0" if args.objective == "joint" else ""
         raise ValueError(
-            f"stage 1 trains the projector, and the objective {args.objective}{without} gives it no gradient. Give "
-            "--stage 2, which then needs no trained projector, or a --stage1_objective such as reconstruction."
+            f"{stage} trains the projector, and the objective {args.objective}{without} gives it no gradient. Give "
+            "--stage 2, which then needs no trained projector, or --stage all with a --stage1_objective such as "
+            "reconstruction."
         )
 
 
 def needs_projector(recipe: Recipe, args: DCRConfig) -> bool:
     """Whether stage 2 needs a trained projector: what does not ask the denoiser can do with any."""
-    return args.asks_denoiser or recipe.projector is not None or recipe.stage == "all"
+    asks = args.asks_denoiser or args.log_gradient_conflict_every or args.preview_steps
+    return bool(asks) or recipe.projector is not None or recipe.stage == "all"

@@ -1,5 +1,6 @@
 """What a run is: `Recipe` says with what, `DCRConfig` says how. The defaults are the paper's."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,9 +27,12 @@ class Recipe:
             "pattern such as 'cc3m/{00000..00331}.tar', or a hub id."
         },
     )
-    stage: Literal["1", "2", "all"] = field(
+    stage: Literal["1", "2", "all", "end_to_end"] = field(
         default="all",
-        metadata={"help": "1 trains the projector, 2 trains the encoder through it and exports, all does both."},
+        metadata={
+            "help": "1 trains the projector, 2 trains the encoder through it and exports, all does both. end_to_end "
+            "trains both together from the start, for the steps of stage 2, and exports: not the paper's."
+        },
     )
     stage1_max_steps: int = field(default=100_000, metadata={"help": "Optimizer steps of stage 1."})
     stage1_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of stage 1."})
@@ -119,12 +123,32 @@ class DCRConfig(TrainingArguments):
             "evaluations without gradient. All but model are not the paper's objective."
         },
     )
+    projector_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Of the projector in --stage end_to_end; by default --stage1_learning_rate."},
+    )
     keep_weight: float = field(
         default=0.0,
         metadata={
             "help": "Weight of the cosine distance to the original encoder's embedding of the same image, added to "
             "the loss of the encoder. It costs one more pass of the encoder without gradient, and with --lora_rank 0 "
             "a frozen copy of it. 0: none. Not the paper's."
+        },
+    )
+    log_gradient_conflict_every: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, log the cosine between the gradients of reconstruction and contrast (for "
+            "dcr those of its two positive terms), of all trained parameters and of each layer; with a plot at the "
+            "end. Changes nothing in training. 0: never."
+        },
+    )
+    preview_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, and at the end, a picture in the stage's folder preview and in TensorBoard: "
+            "what the denoiser makes of four images under their own condition, their view's, another image's and the "
+            "empty one. Changes nothing in training. 0: never."
         },
     )
     noise_target: Literal["auto", "epsilon", "velocity"] = field(
@@ -235,6 +259,7 @@ class DCRConfig(TrainingArguments):
             raise ValueError(f"--shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1.")
         self._read_pair_chunk_size()
         self._check_negatives()
+        self._check_diagnoses()
 
     def _read_pair_chunk_size(self) -> None:
         if self.pair_chunk_size != "auto":
@@ -244,6 +269,20 @@ class DCRConfig(TrainingArguments):
                     "auto."
                 )
             self.pair_chunk_size = int(self.pair_chunk_size)
+
+    def _check_diagnoses(self) -> None:
+        if self.preview_steps < 0:
+            raise ValueError(f"--preview_steps is {self.preview_steps}; it is a number of steps, or 0.")
+        if self.log_gradient_conflict_every < 0:
+            raise ValueError(
+                f"--log_gradient_conflict_every is {self.log_gradient_conflict_every}; it is a number of steps, or 0."
+            )
+        launched = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
+        if self.log_gradient_conflict_every and (launched or self.deepspeed or self.fp16):
+            raise ValueError(
+                "--log_gradient_conflict_every needs each process to hold whole gradients at their true scale: one "
+                "process or DDP, in bfloat16 or float32. Leave it out under DeepSpeed, FSDP and --fp16."
+            )
 
     def _check_negatives(self) -> None:
         if self.gather_conditions and self.world_size == 1:

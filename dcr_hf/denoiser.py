@@ -101,6 +101,14 @@ class FrozenDenoiser(nn.Module):
             posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
             return posterior.sample().float() * self.vae.config.scaling_factor
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> images (B, 3, H, W), about in [0, 1], float32."""
+        with _own_dtype(latents):
+            return (
+                self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float() / 2 + 0.5
+            )
+
     def draw_timesteps(self, batch: int) -> Tensor:
         """One random timestep t an image, (B,)."""
         steps = self.scheduler.config.num_train_timesteps
@@ -124,6 +132,12 @@ class FrozenDenoiser(nn.Module):
             return predictions
         signal, sigma = self.levels(timesteps)
         return signal * predictions + sigma * noisy_latents
+
+    def clean(self, noise: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents l (B, 4, h, w) that noisy ones have if this is their noise; without end where no signal
+        is left."""
+        signal, sigma = self.levels(timesteps)
+        return (noisy_latents - sigma * noise) / signal
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """The prediction for each noisy latent under its own condition.

@@ -52,8 +52,8 @@ def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
         return torch.einsum("bn,bmn->bm", anchors, candidates)
 
 
-def multi_positive_info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with several positives an anchor, all of which stand in the denominator.
+def info_nce_of_each(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE with several positives an anchor, all of which stand in the denominator, for each positive by itself.
 
     Args:
         positives: (B, P) similarities of each anchor to its positives.
@@ -61,10 +61,15 @@ def multi_positive_info_nce(positives: Tensor, negatives: Tensor, temperature: f
         temperature: divides every similarity.
 
     Returns:
-        scalar; the mean over anchors and positives of -log softmax over all P + K candidates.
+        (P,), the mean over anchors of -log softmax over all P + K candidates.
     """
     log_probabilities = F.log_softmax(torch.cat([positives, negatives], dim=1) / temperature, dim=1)
-    return -log_probabilities[:, : positives.shape[1]].mean()
+    return -log_probabilities[:, : positives.shape[1]].mean(dim=0)
+
+
+def multi_positive_info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """The mean of `info_nce_of_each` over the positives, a scalar."""
+    return info_nce_of_each(positives, negatives, temperature).mean()
 
 
 def dcr_loss(predictions: Tensor, view_predictions: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:

@@ -27,10 +27,12 @@ from dcr_hf.export.card import RunFacts
 from dcr_hf.interruption import NOT_FINISHED, Interrupted
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
+    END_TO_END,
     STAGE1,
     STAGE2,
     describe,
     encoder_stage,
+    end_to_end_stage,
     is_finished,
     projector_stage,
     stage_args,
@@ -143,9 +145,9 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
                 model = _model_of(stage, recipe, args, denoiser)
             stage_options = stage_args(recipe, args, stage)
             train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
-    if STAGE2 in stages_of(recipe) and args.process_index == 0:
+    if stage != STAGE1 and args.process_index == 0:
         with loaded_whole(args):
-            _export(recipe, args, facts)
+            _export(recipe, args, facts, output / stage)
 
 
 @contextlib.contextmanager
@@ -164,6 +166,8 @@ def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoi
     encoder = ImageEncoder.from_pretrained(recipe.encoder)
     if stage == STAGE1:
         return projector_stage(encoder, denoiser.condition_width, args.seed)
+    if stage == END_TO_END:
+        return end_to_end_stage(encoder, denoiser.condition_width, args)
     if not needs_projector(recipe, args):
         return encoder_stage(encoder, projector_stage(encoder, denoiser.condition_width, args.seed).projector, args)
     folder = recipe.projector or Path(args.output_dir) / STAGE1
@@ -249,16 +253,16 @@ def _print_plan(recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser, sourc
         return
     plans = []
     for stage in stages_of(recipe):
-        encoder = ImageEncoder.from_pretrained(recipe.encoder)
-        model = projector_stage(encoder, denoiser.condition_width, args.seed)
-        if stage == STAGE2:
-            model = encoder_stage(encoder, model.projector, args)
+        if stage == STAGE2:  # whose projector there need not be yet
+            encoder = ImageEncoder.from_pretrained(recipe.encoder)
+            model = encoder_stage(encoder, Projector(encoder.embedding_width, denoiser.condition_width), args)
+        else:
+            model = _model_of(stage, recipe, args, denoiser)
         plans.append(describe(model, stage_args(recipe, args, stage), source.images))
     print("\n\n".join(plans))
 
 
-def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts) -> None:
-    trained = Path(args.output_dir) / STAGE2
+def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts, trained: Path) -> None:
     folders = export_encoder(recipe.encoder, trained, args.output_dir, facts.with_log_of(trained))
     print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
     if args.push_to_hub:

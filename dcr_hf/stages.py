@@ -1,4 +1,4 @@
-"""The two stages: what is frozen, what is trained, where it is saved and when it is finished."""
+"""The two stages, and both at once: what is frozen, what is trained, where it is saved and when it is finished."""
 
 import copy
 import json
@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from dcr_hf.checkpoints import step_of, whole_checkpoints
 from dcr_hf.condition import PROJECTOR_FOLDER, ConditionModel, Projector, find_projector
 from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.conflict_report import write_conflict
 from dcr_hf.data import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ADAPTER_WEIGHTS, VISION_WEIGHTS, ImageEncoder, has_encoder
@@ -25,33 +26,38 @@ from dcr_hf.interruption import Interrupted
 from dcr_hf.sources import Source
 from dcr_hf.trainer import DCRTrainer
 
-STAGE1, STAGE2 = "stage1", "stage2"
-_RESULTS = (ADAPTER_WEIGHTS, VISION_WEIGHTS, PROJECTOR_FOLDER)
+STAGE1, STAGE2, END_TO_END = "stage1", "stage2", "end_to_end"
+_LAST = (PROJECTOR_FOLDER, ADAPTER_WEIGHTS, VISION_WEIGHTS)
 
 
 def stages_of(recipe: Recipe) -> list[str]:
     """The stages that a run trains, in order."""
-    return {"1": [STAGE1], "2": [STAGE2], "all": [STAGE1, STAGE2]}[recipe.stage]
+    return {"1": [STAGE1], "2": [STAGE2], "all": [STAGE1, STAGE2], "end_to_end": [END_TO_END]}[recipe.stage]
 
 
 def stage_args(recipe: Recipe, args: DCRConfig, stage: str) -> DCRConfig:
-    """The run's arguments with the stage's own folder, budget and learning rate."""
+    """The run's arguments with the stage's own folder, budget and learning rate. End to end, the encoder has those of
+    stage 2 and the projector the learning rate of stage 1."""
     args = copy.deepcopy(args)
     args.output_dir = str(Path(args.output_dir) / stage)
-    args.max_steps = getattr(recipe, f"{stage}_max_steps")
-    args.learning_rate = getattr(recipe, f"{stage}_learning_rate")
+    args.max_steps = recipe.stage1_max_steps if stage == STAGE1 else recipe.stage2_max_steps
+    args.learning_rate = recipe.stage1_learning_rate if stage == STAGE1 else recipe.stage2_learning_rate
+    if stage == END_TO_END and args.projector_learning_rate is None:
+        args.projector_learning_rate = recipe.stage1_learning_rate
     args.push_to_hub = False  # what is uploaded is the export, not a stage's checkpoints
     if stage == STAGE1:
         args.objective = recipe.stage1_objective or args.objective
         # The encoder, which would be measured and kept near, does not change there.
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
         args.keep_weight = 0.0
+        if args.objective != "dcr":  # a contrast of embeddings has no gradient there that could conflict
+            args.log_gradient_conflict_every = 0
     return args
 
 
 def is_finished(stage_folder: Path) -> bool:
-    """Whether the stage's final weights are in place; they are written last."""
-    return has_encoder(stage_folder) or find_projector(stage_folder) is not None
+    """Whether the stage's final weights are in place; they are written last, the encoder's behind the projector's."""
+    return find_projector(stage_folder) is not None if stage_folder.name == STAGE1 else has_encoder(stage_folder)
 
 
 def projector_stage(encoder: ImageEncoder, condition_width: int, seed: int) -> ConditionModel:
@@ -70,6 +76,14 @@ def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) 
             encoder.keep_original()
         encoder.unfreeze()
     return ConditionModel(encoder, projector.requires_grad_(False))
+
+
+def end_to_end_stage(encoder: ImageEncoder, condition_width: int, args: DCRConfig) -> ConditionModel:
+    """A fresh projector and the encoder together, from the start."""
+    projector = projector_stage(encoder, condition_width, args.seed).projector
+    model = encoder_stage(encoder, projector, args)
+    projector.requires_grad_(True)
+    return model
 
 
 def train_stage(
@@ -113,6 +127,7 @@ def train_stage(
     trainer.save_model(str(partial))
     if args.process_index == 0:
         trainer.state.save_to_json(partial / "trainer_state.json")
+        write_conflict(partial, trainer.state.log_history)
         put_in_place(partial, folder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
@@ -143,12 +158,17 @@ def finish_from(checkpoint: Path, folder: Path) -> None:
     trained = [path for pattern in ("adapter_*", VISION_WEIGHTS, PROJECTOR_FOLDER) for path in result.glob(pattern)]
     for path in [*trained, checkpoint / "trainer_state.json"]:
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+    write_conflict(partial, state["log_history"])
     put_in_place(partial, folder)
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
     """Move a finished stage's files up beside its checkpoints, those that `is_finished` looks for last."""
-    for path in sorted(partial.iterdir(), key=lambda path: path.name in _RESULTS):
+
+    def place(path: Path) -> int:
+        return _LAST.index(path.name) if path.name in _LAST else -1
+
+    for path in sorted(partial.iterdir(), key=place):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
@@ -173,7 +193,8 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
     width = max(len(name) for name in modules)
     return "\n".join(
         [
-            f"{Path(args.output_dir).name}: {args.max_steps:,} steps at learning rate {args.learning_rate:g}",
+            f"{Path(args.output_dir).name}: {args.max_steps:,} steps at learning rate {args.learning_rate:g}"
+            + (f", the projector at {args.projector_learning_rate:g}" if args.projector_learning_rate else ""),
             f"  trainable parameters  {sum(modules.values()):,}",
             *(f"    {name:<{width}}  {count:>12,}" for name, count in modules.items()),
             f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
@@ -182,6 +203,11 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             f"  UNet evaluations      {both:,} a step, forward and backward"
             + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",
+            *(
+                [f"  gradient conflict     every {every:,} steps, for two more backward passes of each of its batches"]
+                if (every := args.log_gradient_conflict_every)
+                else []
+            ),
         ]
     )
 

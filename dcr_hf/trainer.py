@@ -8,20 +8,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.augment import PositiveView
 from dcr_hf.checkpoints import mark_whole, rotate, writing
 from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
+from dcr_hf.conflict import GradientConflict, conflicting_terms
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.interruption import StopOnSignal
 from dcr_hf.losses import keep_distance
 from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
+from dcr_hf.preview import LastPreview, Preview
 from dcr_hf.steplog import StepLog, gather_objects
 
 
@@ -93,6 +96,15 @@ class DCRTrainer(Trainer):
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(SeedRanks())
+        self.conflict = None
+        if args.log_gradient_conflict_every:
+            self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
+            self.add_callback(self.conflict)
+        self.preview = None
+        if args.preview_steps:
+            folder, writes = Path(args.output_dir) / "preview", args.process_index == 0
+            self.preview = Preview(folder, args.preview_steps, self.denoiser, self.view, args.seed, writes)
+            self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
         self._positions: dict[int, dict] = {}
         self._batches = 0
 
@@ -100,6 +112,10 @@ class DCRTrainer(Trainer):
         """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
         self.step_log.begin(self.denoiser.evaluations)
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
+        if self.preview is not None:
+            self.preview.show(images)
+            if self.preview.is_due(self.state.global_step):
+                self._draw_preview(model)
         kept = len(images) if self.args.keep_weight else 0
         encoded = model(torch.cat([images, self.view(images)]), originals=kept)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
@@ -107,6 +123,8 @@ class DCRTrainer(Trainer):
         diffuse = partial(Diffused.draw, self.denoiser, images)
         batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)
+        if self.conflict is not None and self.conflict.is_due(self.state.global_step):
+            self.conflict.add(conflicting_terms(self.denoiser, batch, self.settings, outcome))
         loss, metrics = outcome.loss, outcome.metrics
         if kept:
             distance = keep_distance(embeddings, encoded.originals)
@@ -117,6 +135,15 @@ class DCRTrainer(Trainer):
             lane, self._positions[lane] = inputs["position"]
         return (loss, {"conditions": conditions}) if return_outputs else loss
 
+    def create_optimizer(self, *args, **kwargs):
+        """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.projector_learning_rate is not None:
+            trained = self.accelerator.unwrap_model(self.model).projector.parameters()
+            projector = {id(parameter) for parameter in trained}
+            set_learning_rate(optimizer, projector, self.args.projector_learning_rate)
+        return optimizer
+
     def train(self, *args, **kwargs):
         if isinstance(self.train_dataset, TrainingImages):
             self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
@@ -124,6 +151,11 @@ class DCRTrainer(Trainer):
                 self.step_log.skipped.update(self.train_dataset.state.skipped)
         with self.stop_on_signal.listening():
             return super().train(*args, **kwargs)
+
+    def _draw_preview(self, model: nn.Module) -> None:
+        boards = [found for found in self.callback_handler.callbacks if isinstance(found, TensorBoardCallback)]
+        with self.compute_loss_context_manager():
+            self.preview.draw(model, self.state.global_step, boards[0].tb_writer if boards else None)
 
     def get_train_dataloader(self) -> DataLoader:
         """`TrainingImages` is this rank's own stream; prepared by accelerate it would be divided a second time."""
@@ -231,3 +263,12 @@ class DCRTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[int], learning_rate: float) -> None:
+    """Give these parameters, by id, a learning rate of their own; whatever else their groups say stays."""
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in parameters]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameters]
+            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})

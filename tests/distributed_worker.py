@@ -10,10 +10,19 @@ from transformers import TrainerCallback
 
 from dcr_hf import DCRTrainer, FrozenDenoiser
 from dcr_hf.config import DCRConfig
+from dcr_hf.conflict import COSINE
 from dcr_hf.data import TrainingImages
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.sources import find_source
 from dcr_hf.stages import encoder_stage, projector_stage
+
+JOINT = {"objective": "joint", "keep_weight": 1.0}
+OPTIONS = {
+    "stage1": {},
+    "stage2": {},
+    "joint": JOINT,
+    "conflict": JOINT | {"log_gradient_conflict_every": 1, "preview_steps": 2},
+}
 
 
 class Recorder(TrainerCallback):
@@ -36,6 +45,19 @@ class RecordingTrainer(DCRTrainer):
         return loss
 
 
+def record_terms(trainer: DCRTrainer) -> None:
+    """This rank's own gradients of both losses, as the measurement is given them."""
+    add = trainer.conflict.add
+
+    def recording(terms: dict) -> None:
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        gradients = [torch.autograd.grad(term, trained, retain_graph=True) for term in terms.values()]
+        trainer.record["terms"].append([[gradient.clone() for gradient in of_term] for of_term in gradients])
+        add(terms)
+
+    trainer.conflict.add = recording
+
+
 def main(encoder: str, denoiser: str, data: str, output: str, stage: str) -> None:
     args = DCRConfig(
         output_dir=f"{output}/{stage}",
@@ -50,7 +72,7 @@ def main(encoder: str, denoiser: str, data: str, output: str, stage: str) -> Non
         use_cpu=True,
         dataloader_num_workers=0,
         max_bad_fraction=0.5,
-        **({"objective": "joint", "keep_weight": 1.0} if stage == "joint" else {}),
+        **OPTIONS[stage],
     )
     torch.manual_seed(0)
     frozen = FrozenDenoiser.from_pretrained(denoiser)
@@ -60,12 +82,15 @@ def main(encoder: str, denoiser: str, data: str, output: str, stage: str) -> Non
     images = TrainingImages(find_source(data), 32, 4, rank=args.process_index, world_size=args.world_size)
     recorder = Recorder()
     trainer = RecordingTrainer(model, args, frozen, train_dataset=images, callbacks=[recorder])
-    trainer.record = {"keys": [], "own_gradients": []}
+    trainer.record = {"keys": [], "own_gradients": [], "terms": []}
+    if trainer.conflict is not None:
+        record_terms(trainer)
     trainer.train()
     trainer.record |= {
         "gradients": [list(step.values()) for step in recorder.gradients],
         "weights": [p.detach().clone() for p in model.parameters() if p.requires_grad],
         "log": [line for line in trainer.state.log_history if "loss" in line],
+        "conflict": [line for line in trainer.state.log_history if COSINE in line],
     }
     torch.save(trainer.record, Path(output) / f"{stage}-rank{args.process_index}.pt")
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -27,6 +28,9 @@ FACTS = RunFacts(
     train_data="owner/cc3m",
     command="accelerate launch recipes/openai_vitl.py --seed 7",
     options={
+        "stage": "all",
+        "objective": "dcr",
+        "stage1_objective": "reconstruction",
         "stage1_max_steps": 10,
         "stage1_learning_rate": 1e-4,
         "stage2_max_steps": 20,
@@ -130,6 +134,18 @@ def test_the_card_tells_how_it_was_made(exported):
     assert f'{model_class}.from_pretrained("{dual.name}")' in card.text
     assert f'{tower_class}.from_pretrained("{vision.name}")' in tower_card.text
     assert "LLaVA" in card.text and "Limits" in card.text
+    assert "| stage 1 | 10 steps at 0.0001, objective reconstruction |" in card.text
+    assert "| stage 2 | 20 steps at 1e-05, objective dcr |" in card.text
+
+
+def test_the_card_of_a_baseline_does_not_call_it_dcr(clip_folder, tmp_path):
+    trained_adapter(tmp_path / "stage2", clip_folder)
+    options = FACTS.options | {"objective": "contrastive", "stage": "2"}
+    facts = dataclasses.replace(FACTS, options=options)
+    dual, _ = export_encoder(str(clip_folder), tmp_path / "stage2", tmp_path, facts)
+    text = ModelCard.load(dual / "README.md").text
+    assert "objective `contrastive`" in text and "not DCR itself" in text
+    assert "| stage 2 | 20 steps at 1e-05, objective contrastive |" in text and "| stage 1 |" not in text
 
 
 def test_the_bases_license_is_kept(clip_folder, tmp_path):

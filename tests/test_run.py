@@ -155,6 +155,23 @@ def test_stage_1_can_have_an_objective_of_its_own(options, run_here):
     assert (facts["objective"], facts["contrast_space"]) == ("reconstruction", "residual")
 
 
+def test_the_gradient_conflict_is_written_whole_after_an_interruption(options, run_here):
+    options |= {"--stage2_max_steps": 4, "--save_steps": 2, "--log_gradient_conflict_every": 1}
+    command = (*words(options), "--objective", "joint", "--stage1_objective", "reconstruction")
+    assert run_here(*command)[0] == 0
+    output = options["--output_dir"]
+    assert not (output / "stage1" / "gradient_conflict.json").exists()
+    expected = json.loads((output / "stage2" / "gradient_conflict.json").read_text())
+    assert expected["steps"] == [1, 2, 3, 4] and expected["losses"] == ["contrastive", "reconstruction"]
+    # As if it had been killed behind the first checkpoint.
+    for path in [*(output / "stage2").iterdir(), *output.glob("clip-tiny-dcr*")]:
+        if path.name not in ("checkpoint-2", "runs"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run_here(*command)[0] == 0
+    assert json.loads((output / "stage2" / "gradient_conflict.json").read_text()) == expected
+    assert (output / "stage2" / "gradient_conflict.png").is_file()
+
+
 def test_dry_run_says_what_would_run_and_leaves_nothing(options):
     done = run_recipe("openai_vitl", *words(options), "--dry_run")
     assert done.returncode == 0, done.stderr

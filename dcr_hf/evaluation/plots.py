@@ -16,7 +16,7 @@ from dcr_hf.evaluation.results import Results
 INK, FAINT = "#1f2933", "#d5dbe1"
 # Colour-blind safe (Okabe and Ito 2008), the reference encoder in grey.
 COLORS = ("#7b8794", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -54,7 +54,7 @@ def radar(results: Results) -> str:
         if row["benchmark"] == "mmvp_vlm"
     }
     angles = np.linspace(0, 2 * np.pi, len(CATEGORIES), endpoint=False)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 6.4))
         axes = figure.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
         for encoder in dict.fromkeys(name for name, _ in values):
@@ -82,7 +82,7 @@ def clustering_bars(results: Results) -> str:
     sets = list(dict.fromkeys(row["dataset"] for row in rows))
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     width = 0.8 / len(encoders)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, 1.4 * len(sets) + 2), 7.5), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True)
         for axes, metric in zip(panels, ("nmi", "acc", "ari"), strict=True):
@@ -110,7 +110,7 @@ def tsne_map(path: str | Path, title: str) -> str:
     points, labels = np.array(content["points"]), np.array(content["labels"])
     present = np.unique(labels)
     palette = matplotlib.colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.6))
         axes = figure.add_subplot()
         for index, label in enumerate(present):

@@ -165,15 +165,16 @@ def _copy(base: Path, folder: Path, names: tuple[str, ...]) -> None:
 
 
 def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite: bool = False) -> tuple[Path, Path]:
-    """Export what a run left in `output_dir`: the result of stage 2, or one of its checkpoints."""
+    """Export what a run left in `output_dir`: what trained the encoder, or one of its checkpoints."""
     output_dir = Path(output_dir)
     facts = RunFacts.read(output_dir)
-    trained = output_dir / "stage2" / (checkpoint or "")
+    stage = facts.encoder_stage
+    trained = output_dir / stage / (checkpoint or "")
     if not has_encoder(trained):
-        known = sorted(path.name for path in output_dir.glob("stage2/checkpoint-*") if has_encoder(path))
+        known = sorted(path.name for path in output_dir.glob(f"{stage}/checkpoint-*") if has_encoder(path))
         raise FileNotFoundError(
-            f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: stage 2 has not finished there. "
-            + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run --stage 2.")
+            f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {stage} has not finished there. "
+            + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )
     return export_encoder(facts.encoder, trained, output_dir, facts.with_log_of(trained), overwrite)
 

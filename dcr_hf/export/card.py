@@ -30,7 +30,7 @@ class RunFacts:
         world_size: processes.
         versions: of the packages that matter.
         commit: of this repository, where it is one.
-        log: the last line of stage 2's log.
+        log: the last line of the log of the stage that trained the encoder.
     """
 
     encoder: str
@@ -62,6 +62,11 @@ class RunFacts:
         if not file.is_file():
             raise FileNotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
         return cls(**json.loads(file.read_text()))
+
+    @property
+    def encoder_stage(self) -> str:
+        """The folder, in the run's own, of the stage that trained the encoder."""
+        return "end_to_end" if self.options["stage"] == "end_to_end" else "stage2"
 
     def write(self, output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,8 @@ def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, 
         datasets=[facts.train_data] if on_hub else None,
         tags=["dcr", config.model_type, "vision", f"arxiv:{ARXIV}"],
     )
-    body = [_introduction(name, encoder, is_tower), _usage(name, config, is_tower), _limits(config)]
+    objective = "dcr" if facts is None else facts.options["objective"]
+    body = [_introduction(name, encoder, is_tower, objective), _usage(name, config, is_tower), _limits(config)]
     if facts is not None:
         body.insert(2, _training(facts))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
@@ -114,13 +120,19 @@ def _license(encoder: str) -> str | None:
     return ModelCard.load(card).data.license if card.is_file() else None
 
 
-def _introduction(name: str, encoder: str, is_tower: bool) -> str:
+def _introduction(name: str, encoder: str, is_tower: bool, objective: str) -> str:
     what = "The vision tower" if is_tower else "The dual encoder"
+    dcr = f"Diffusion Contrastive Reconstruction ([DCR](https://arxiv.org/abs/{ARXIV}))"
+    if objective != "dcr":
+        return (
+            f"# {name}\n\n{what} of `{encoder}`, its vision side fine-tuned with the objective `{objective}`: a "
+            f"baseline that {dcr} is compared with, and not DCR itself."
+        )
     return (
-        f"# {name}\n\n{what} of `{encoder}`, its vision side fine-tuned by Diffusion Contrastive Reconstruction "
-        f"([DCR](https://arxiv.org/abs/{ARXIV})): images are encoded and projected to a condition, a frozen Stable "
-        "Diffusion predicts the noise of every image under the condition of every other, and one contrastive loss "
-        "over those predictions trains the encoder. The aim is to see details without forgetting categories."
+        f"# {name}\n\n{what} of `{encoder}`, its vision side fine-tuned by {dcr}: images are encoded and projected to "
+        "a condition, a frozen Stable Diffusion predicts the noise of every image under the condition of every other, "
+        "and one contrastive loss over those predictions trains the encoder. The aim is to see details without "
+        "forgetting categories."
     )
 
 
@@ -149,13 +161,28 @@ def _usage(name: str, config: PreTrainedConfig, is_tower: bool) -> str:
     return f"## Use\n\n```python\n{snippet}\n```\n\n{llava}"
 
 
+def _stages(options: dict[str, Any]) -> dict[str, str]:
+    """What the run's own stages did; another run may have trained the projector before."""
+    budgets = {
+        stage: f"{options[f'{stage}_max_steps']} steps at {options[f'{stage}_learning_rate']:g}"
+        for stage in ("stage1", "stage2")
+    }
+    of_encoder = f"{budgets['stage2']}, objective {options['objective']}"
+    if options["stage"] == "end_to_end":
+        projector = options["projector_learning_rate"] or options["stage1_learning_rate"]
+        return {"end to end": f"{of_encoder}, the projector at {projector:g}"}
+    if options["stage"] == "2":
+        return {"stage 2": of_encoder}
+    of_projector = f"{budgets['stage1']}, objective {options['stage1_objective'] or options['objective']}"
+    return {"stage 1": of_projector, "stage 2": of_encoder}
+
+
 def _training(facts: RunFacts) -> str:
     options = facts.options
     rows = {
         "denoiser": facts.denoiser,
         "data": facts.train_data,
-        "stage 1": f"{options['stage1_max_steps']} steps at {options['stage1_learning_rate']:g}",
-        "stage 2": f"{options['stage2_max_steps']} steps at {options['stage2_learning_rate']:g}",
+        **_stages(options),
         "batch": f"{options['per_device_train_batch_size']} a device x {options['gradient_accumulation_steps']} "
         f"accumulated x {facts.world_size} devices",
         "seed": options["seed"],
@@ -166,7 +193,7 @@ def _training(facts: RunFacts) -> str:
     log = "\n".join(f"| {key} | {value:.6g} |" for key, value in facts.log.items())
     return (
         f"## Training\n\n```\n{facts.command}\n```\n\n{table}\n\n"
-        f"The last logged step of stage 2, averaged over its logging window:\n\n| | |\n| --- | --- |\n{log}"
+        f"The last logged step, averaged over its logging window:\n\n| | |\n| --- | --- |\n{log}"
     )
 
 

@@ -24,7 +24,7 @@ def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -
             "cosine/target": cosines(own, diffused.target[:, None]).mean(),
         }
         metrics |= noise_errors(denoiser, diffused, own=own, other=other) | condition_norm(denoiser, batch.conditions)
-    return Outcome(loss, metrics)
+    return Outcome(loss, metrics, {"reconstruction": loss})
 
 
 def contrastive(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
@@ -38,7 +38,7 @@ def contrastive(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> O
             "embedding_cosine/other": to_others.mean(),
             "embedding_nearest_is_view": (to_view[:, 0] > to_others.amax(dim=1)).float().mean(),
         }
-    return Outcome(loss, metrics)
+    return Outcome(loss, metrics, {"contrastive": loss})
 
 
 def joint(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
@@ -49,4 +49,5 @@ def joint(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome
         if weight
     ]
     loss = sum(weight * part.loss for weight, part in parts)
-    return Outcome(loss, {name: value for _, part in parts for name, value in part.metrics.items()})
+    metrics = {name: value for _, part in parts for name, value in part.metrics.items()}
+    return Outcome(loss, metrics, {name: term for _, part in parts for name, term in part.terms.items()})

@@ -1,7 +1,7 @@
 """What an objective is given of a batch, how it is set, and what it gives back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -73,10 +73,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scalars on the device: the loss to train with, and what is logged beside it."""
+    """What an objective makes of a batch; all are scalars on the device.
+
+    Attributes:
+        loss: to train with.
+        metrics: what is logged beside it, without gradient.
+        terms: the losses that it is made of, unweighted, with their gradients: one, or two that may be in conflict.
+    """
 
     loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor]
+    terms: dict[str, Tensor]
 
 
 Objective = Callable[[FrozenDenoiser, Batch, Settings], Outcome]

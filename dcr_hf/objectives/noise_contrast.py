@@ -3,7 +3,7 @@
 import torch
 
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.losses import cosines, multi_positive_info_nce
+from dcr_hf.losses import cosines, info_nce_of_each
 from dcr_hf.objectives.batch import Batch, Outcome, Settings
 from dcr_hf.objectives.fidelity import condition_norm, contrast_metrics, noise_errors
 from dcr_hf.objectives.negatives import choose_negatives, gather_conditions
@@ -34,9 +34,9 @@ def dcr(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
     anchors_there = transform(anchors[:, None])[:, 0]
     to_positives = cosines(anchors_there, torch.cat([transform(views[:, None]), target[:, None]], dim=1))  # (B, 2)
     to_negatives = cosines(anchors_there, transform(negatives))  # (B, M)
-    loss = multi_positive_info_nce(to_positives, to_negatives, settings.temperature)
+    of_view, of_target = info_nce_of_each(to_positives, to_negatives, settings.temperature).unbind()
     with torch.no_grad():
         under = {"own": anchors, "view": views, "other": negatives[:, 0]} | ({} if empty is None else {"empty": empty})
         metrics = contrast_metrics(to_positives, to_negatives)
         metrics |= noise_errors(denoiser, diffused, **under) | condition_norm(denoiser, conditions)
-    return Outcome(loss, metrics)
+    return Outcome((of_view + of_target) / 2, metrics, {"view": of_view, "target": of_target})
