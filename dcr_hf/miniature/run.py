@@ -114,7 +114,7 @@ def verdict(results: Results) -> str:
     """One sentence, decided by the numbers: which ability moved beyond noise, and in which direction."""
     abilities = (
         ("P-Ability (pairs)", ("mmvp_vlm", "all", "pair_accuracy")),
-        ("D-Ability (mean NMI)", ("clustering", "mean", "nmi")),
+        ("D-Ability (NMI)", ("clustering", "scene_shape", "nmi")),
     )
     parts = []
     for title, place in abilities:

@@ -21,7 +21,7 @@ _UNIT = 32.0  # scenes are laid out on a 32 x 32 square, whatever the size they 
 _SUPERSAMPLING = 4
 _HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78}
 _LEAN = 0.25  # an outline leans up to this far towards another class
-_FAINTEST = 0.2  # how much of a detail is drawn at least: what is faint takes good eyes
+_FAINTEST = 0.12  # how much of a detail is drawn at least: what is faint takes good eyes
 _ANGLES = 120  # a multiple of every shape's own symmetry
 _RADIUS = {"near": 9.2, "far": 7.2}
 _CLASS_KEY, _LOOK_KEY = 11, 12  # two streams of random numbers, so that the background cannot know the class
@@ -104,6 +104,7 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
     # How much of each detail is drawn, whatever its value is.
     beak, crown, crack, dots, moon, letter, pattern, hue = look.uniform(_FAINTEST, 1, 8)
     ink = colorsys.hsv_to_rgb((_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, hue, look.uniform(0.8, 1))
+    moved = look.uniform(0, 1, 6)  # how far what stands around the object stands from its corner
     noise = look.normal(0, 0.02, (size, size, 3))
 
     def place(points: np.ndarray) -> np.ndarray:
@@ -125,12 +126,13 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
             canvas.line(place(_CRACK), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
     with canvas.faded(dots):
         for number in range(("one", "two", "three").index(scene.count) + 1):
-            canvas.disc((4.0 + 5.6 * number, 28.4), 2.2, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
+            at = (3.4 + 4 * moved[0] + 5.0 * number, 28.9 - 1.6 * moved[1])
+            canvas.disc(at, 1.9, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
     with canvas.faded(moon):
-        height = 4.6 if scene.position == "below" else 27.2
-        canvas.disc((27.0, height), 3.6, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
+        height = 4.4 + 6 * moved[2] if scene.position == "below" else 27.6 - 6 * moved[2]
+        canvas.disc((27.8 - 2 * moved[3], height), 3.2, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
     with canvas.faded(letter):
-        _draw_letter(canvas, scene.text)
+        _draw_letter(canvas, scene.text, 2.4 * moved[4:])
     pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING), dtype=np.float64) / 255 + noise
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
@@ -263,7 +265,8 @@ _STROKES = {
 }
 
 
-def _draw_letter(canvas: _Canvas, letter: str) -> None:
-    canvas.polygon(np.array([(0.6, 0.6), (8.4, 0.6), (8.4, 8.4), (0.6, 8.4)]), (0.96, 0.96, 0.92))
+def _draw_letter(canvas: _Canvas, letter: str, moved: np.ndarray) -> None:
+    plate = np.array([(0.4, 0.4), (7.6, 0.4), (7.6, 7.6), (0.4, 7.6)])
+    canvas.polygon(plate + moved, (0.96, 0.96, 0.92))
     for stroke in _STROKES[letter]:
-        canvas.line(np.array([2.4, 2.4]) + 4.2 * np.array(stroke), (0.08, 0.08, 0.3), 1.5)
+        canvas.line(np.array([2.0, 2.0]) + moved + 4.0 * np.array(stroke), (0.08, 0.08, 0.3), 1.4)
