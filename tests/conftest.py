@@ -271,9 +271,10 @@ def pytest_addoption(parser):
 
 
 # Files that take a minute and more, the longest first.
-LONG = ["test_resume.py", "test_strategies.py", "test_run.py", "test_trainer.py"]
+LONG = [f"tests/{name}.py" for name in ("test_resume", "test_strategies", "test_run", "test_trainer")]
 
 
 def pytest_collection_modifyitems(items):
     """A test process takes the next file when it is through with one: long ones first, and both end together."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    files = {item: item.nodeid.split("::")[0] for item in items}
+    items.sort(key=lambda item: LONG.index(files[item]) if files[item] in LONG else len(LONG))
