@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import deepspeed
+
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 ACCELERATE = ["-m", "accelerate.commands.launch"]
@@ -68,6 +70,8 @@ def _become(argv: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    # At the first start on a machine DeepSpeed would compile its own collectives for CPUs, for a minute on two cores.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if argv[0] == "-m":
         sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
