@@ -1,17 +1,18 @@
-"""DCR on a laptop: two stages on a small CLIP and a small Stable Diffusion that ship with the package.
+"""DCR on a laptop: two stages on a small CLIP and a small Stable Diffusion, without any download.
 
+    python recipes/pretrain_miniature.py --output_dir out/pretrained   # once: makes both models from nothing
     accelerate launch recipes/miniature.py
 
-Draws the scenes, trains, measures both abilities before and after, and writes a report to look at. No download.
-docs/miniature.md tells what the models are, and what holds at this size and what does not.
+Draws the scenes, trains, measures both abilities before and after, and writes a report to look at. docs/miniature.md
+tells what the scenes and the models are.
 """
 
 from dcr_hf.config import Recipe
-from dcr_hf.miniature.run import WEIGHTS, main
+from dcr_hf.miniature.run import main
 
 RECIPE = Recipe(
-    encoder=str(WEIGHTS / "clip-miniature"),
-    denoiser=str(WEIGHTS / "sd-miniature"),
+    encoder="out/pretrained/clip-miniature",
+    denoiser="out/pretrained/sd-miniature",
     train_data="out/miniature/scenes/train",
     stage1_max_steps=150,
     stage1_learning_rate=1e-3,

@@ -21,10 +21,9 @@ from dcr_hf.miniature.scenes import render, sample_scene
 from dcr_hf.run import ends_with_a_line, parse, run
 from dcr_hf.stages import STAGE1
 
-WEIGHTS = Path(__file__).parent / "weights"
 SIZE = 32
 TRAINING_IMAGES = 8_000
-TRAINING_SEED = 100  # scenes that the shipped models were not pretrained on
+TRAINING_SEED = 100  # scenes that the models were not pretrained on, unless with this seed
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
 
@@ -37,8 +36,15 @@ def main(recipe: Recipe, **training: Any) -> None:
         training: what the recipe file changes of DCRConfig's defaults.
     """
     with ends_with_a_line():
-        drawn = Path(recipe.train_data)
+        defaults, drawn = recipe, Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
+        for option in ("encoder", "denoiser"):
+            folder = getattr(recipe, option)
+            if folder == getattr(defaults, option) and not Path(folder).is_dir():
+                raise FileNotFoundError(
+                    f"--{option} {folder} is not there yet. Make it, once: python recipes/pretrain_miniature.py "
+                    f"--output_dir {Path(folder).parent}"
+                )
         draws_scenes = Path(recipe.train_data) == drawn and args.process_index == 0 and not drawn.is_dir()
         if draws_scenes:
             unfinished = drawn.with_name(f".{drawn.name}.unfinished")

@@ -63,6 +63,16 @@ def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, mon
     assert "no such file or folder" in capsys.readouterr().err  # scenes are drawn at the recipe's own place only
 
 
+def test_models_that_are_not_there_end_it_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
+    recipe = Recipe(encoder=str(tmp_path / "made" / "clip"), train_data=str(tmp_path / "scenes" / "train"))
+    monkeypatch.setattr("sys.argv", ["miniature.py", "--use_cpu"])
+    with pytest.raises(SystemExit) as ended:
+        run.main(recipe, output_dir=str(tmp_path / "out"))
+    assert ended.value.code == 2
+    assert f"recipes/pretrain_miniature.py --output_dir {tmp_path}/made" in capsys.readouterr().err
+    assert not (tmp_path / "scenes").exists()
+
+
 def comparison(benchmark, dataset, metric, difference, p):
     return {
         "encoder": "dcr",
