@@ -70,6 +70,8 @@ def _become(argv: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    # This process's own children, DataLoader's workers, start in Python's usual way, not in the way that it did.
+    multiprocessing.set_start_method(None, force=True)
     # At the first start on a machine DeepSpeed would compile its own collectives for CPUs, for a minute on two cores.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if argv[0] == "-m":
