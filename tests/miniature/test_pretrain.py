@@ -16,6 +16,7 @@ from dcr_hf.encoder import ImageEncoder
 from dcr_hf.miniature import cli, models, pretrain
 from dcr_hf.miniature.measure import measure_denoiser
 from dcr_hf.miniature.models import MAX_TOKENS, SIZES, parameters_of
+from dcr_hf.miniature.scenes import SHAPES
 
 
 def test_sizes_are_as_promised():
@@ -102,7 +103,7 @@ def test_each_part_learns(draw, tiny_size):
     """A few steps on one batch lower the loss; the averaged weights follow the trained ones and get no gradient."""
     torch.manual_seed(0)
     tokenizer = models.make_tokenizer()
-    words = pretrain.tokenize(tokenizer, ["a photo of a red star", *["a photo of a circle"] * 7])
+    words = pretrain.tokenize(tokenizer, [f"a photo of a {shape}" for shape in SHAPES])
     assert words.shape == (8, MAX_TOKENS)
     scheduler = models.make_scheduler("v_prediction")
     unet, text = models.make_unet(tiny_size), models.make_text_encoder(tiny_size, tokenizer)
@@ -124,10 +125,13 @@ def test_each_part_learns(draw, tiny_size):
             optimizer.step()
             optimizer.zero_grad()
         assert losses[-1] < 0.9 * losses[0], type(module)
-    before = denoising.averaged.module["unet"].conv_in.weight.clone()
+    averaged, trained = denoising.averaged.module["unet"].conv_in.weight, unet.conv_in.weight
     pretrain.Averaging().on_step_end(None, None, None, model=denoising)
-    after, target = denoising.averaged.module["unet"].conv_in.weight, unet.conv_in.weight
-    assert not torch.equal(before, after) or torch.equal(before, target)
+    assert torch.equal(averaged, trained)  # the first step is the average so far
+    with torch.no_grad():
+        trained += 1
+    pretrain.Averaging().on_step_end(None, None, None, model=denoising)
+    torch.testing.assert_close(averaged, trained - pretrain.EMA_DECAY)
     assert all(parameter.grad is None for parameter in denoising.averaged.parameters())
 
 
