@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -159,6 +160,7 @@ def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path
     monkeypatch.setattr(cli, "write_benchmarks", lambda *args: cli_write(*args, **small))
     from dcr_hf.miniature.layouts import write_benchmarks as cli_write
 
+    monkeypatch.setattr(cli, "measure_denoiser", partial(measure_denoiser, count=100))
     monkeypatch.setattr(pretrain, "fit", lambda *args, **kwargs: pytest.fail("trained again what was there"))
     with pytest.raises(SystemExit):
         cli.main(["--output_dir", str(tmp_path), "--size", "huge"])
