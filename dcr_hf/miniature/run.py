@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcr_hf.condition import Projector
@@ -45,43 +46,42 @@ def main(recipe: Recipe, **training: Any) -> None:
                     f"--{option} {folder} is not there yet. Make it, once: python recipes/pretrain_miniature.py "
                     f"--output_dir {Path(folder).parent}"
                 )
-        draws_scenes = Path(recipe.train_data) == drawn and args.process_index == 0 and not drawn.is_dir()
-        if draws_scenes:
+        first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
+        if first and Path(recipe.train_data) == drawn and not drawn.is_dir():
             unfinished = drawn.with_name(f".{drawn.name}.unfinished")
             write_training_shards(unfinished, "train", TRAINING_IMAGES, SIZE, TRAINING_SEED)
             unfinished.rename(drawn)
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        output = Path(args.output_dir)
+        _wait(args.world_size)
         enhanced, _ = export_folders(recipe.encoder, output)
         report = output / "report" / "report.html"
         # Trained, but stopped before the report: only that is left to do.
         if recipe.overwrite_output_dir or recipe.dry_run or report.is_file() or not enhanced.is_dir():
             run(recipe, args)
-        if enhanced.is_dir() and not recipe.dry_run and args.process_index == 0:
-            write_benchmarks(drawn.parent / "test", "test", SIZE)
-            results = measure(recipe, enhanced, drawn.parent / "test", output)
+            _wait(args.world_size)  # for the export, which the first process makes
+        if recipe.dry_run or not enhanced.is_dir():
+            return
+        if first:
+            write_benchmarks(data, "test", SIZE)
+        _wait(args.world_size)
+        encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
+        measure_encoders(encoders, data, report.parent)  # each process a share
+        if first:
+            results = read_results(report.parent)
+            write_report(results, make_tables(results), report, _sections(recipe, enhanced, output))
             print(summary(results))
             print(f"\n{verdict(results)}\n\nThe report: {report}")
 
 
-def measure(recipe: Recipe, enhanced: Path, data: Path, output: Path) -> Results:
-    """The evaluation of both encoders, and its page with the miniature's pictures."""
-    folder = output / "report"
-    encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
-    measure_encoders(encoders, data, folder)
-    results = read_results(folder)
-    write_report(results, make_tables(results), folder / "report.html", _sections(recipe, enhanced, output))
-    return results
+def _wait(processes: int) -> None:
+    if processes > 1:
+        torch.distributed.barrier()
 
 
 def _sections(recipe: Recipe, enhanced: Path, output: Path) -> list[Section]:
     scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
     sheet = scene_sheet(scenes[:SHOWN_SCENES], SIZE)
-    images = torch.stack(
-        [torch.tensor(list(render(scene, SIZE).getdata())).view(SIZE, SIZE, 3) for scene in scenes[:SHOWN_PREDICTIONS]]
-    )
-    images = images.permute(0, 3, 1, 2).float() / 255
+    pixels = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes[:SHOWN_PREDICTIONS]])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
     projector = Projector.from_pretrained(output / STAGE1 / "projector")
     with torch.no_grad():

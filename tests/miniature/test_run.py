@@ -39,7 +39,7 @@ def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, mon
         raise OSError("no space left")
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(run, "measure", stop)
+        patch.setattr(run, "measure_encoders", stop)
         launch()
     assert ended.value.code == 2 and "no space left" in capsys.readouterr().err
     with monkeypatch.context() as patch:
