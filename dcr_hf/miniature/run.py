@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_hf.condition import Projector
+from dcr_hf.condition import Projector, find_projector
 from dcr_hf.config import Recipe
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
@@ -20,7 +20,7 @@ from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import render, sample_scene
 from dcr_hf.run import ends_with_a_line, parse, run
-from dcr_hf.stages import STAGE1
+from dcr_hf.stages import END_TO_END, STAGE1
 
 SIZE = 32
 TRAINING_IMAGES = 8_000
@@ -83,7 +83,8 @@ def _sections(recipe: Recipe, enhanced: Path, output: Path) -> list[Section]:
     pixels = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes[:SHOWN_PREDICTIONS]])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
-    projector = Projector.from_pretrained(output / STAGE1 / "projector")
+    trained = output / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
+    projector = Projector.from_pretrained(find_projector(recipe.projector or trained))
     with torch.no_grad():
         before = projector(ImageEncoder.from_pretrained(recipe.encoder).eval()(images))
         after = projector(ImageEncoder.from_pretrained(str(enhanced)).eval()(images))
