@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from conftest import save_clip, save_siglip
+from conftest import encoded, photographs, save_clip, save_siglip
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
@@ -127,3 +127,41 @@ def transformers_5(name: str) -> str:
     name = name.replace("vision_tower.vision_model.", "vision_tower.").replace("language_model.lm_head.", "lm_head.")
     name = name.replace("language_model.model.", "language_model.")
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def turns(*words: str) -> list[dict[str, str]]:
+    """A conversation in LLaVA's JSON, begun by the human."""
+    return [{"from": ("human", "gpt")[place % 2], "value": said} for place, said in enumerate(words)]
+
+
+def write_data(folder: Path, captions: int = 12, conversations: int = 16) -> dict[str, Path]:
+    """Both of LLaVA's JSONs and their images: {"align_data", "align_images", "instruct_data", "instruct_images"}.
+
+    Every fourth conversation is of text alone; photographs are wider than high."""
+    images = folder / "images" / "coco"
+    images.mkdir(parents=True)
+    for number, photograph in enumerate(photographs(max(captions, conversations), side=48)):
+        (images / f"{number}.jpg").write_bytes(encoded(photograph.crop((0, 0, 48, 32))))
+    aligned = [
+        {
+            "id": f"c{number}",
+            "image": f"coco/{number}.jpg",
+            "conversations": turns("Say briefly.\n<image>", f"cat {number}"),
+        }
+        for number in range(captions)
+    ]
+    talks = []
+    for number in range(conversations):
+        talk = {"id": f"t{number}", "image": f"coco/{number}.jpg"}
+        talk["conversations"] = turns("What is this?\n<image>", "a cat", "USER what?" * (number % 3 + 1), "is this")
+        if number % 4 == 3:
+            talk = {"id": f"t{number}", "conversations": turns("What is", f"cat cat {number}")}
+        talks.append(talk)
+    (folder / "captions.json").write_text(json.dumps(aligned))
+    (folder / "talks.json").write_text(json.dumps(talks))
+    return {
+        "align_data": folder / "captions.json",
+        "align_images": folder / "images",
+        "instruct_data": folder / "talks.json",
+        "instruct_images": folder / "images",
+    }

@@ -49,11 +49,7 @@ class RunFacts:
             encoder=encoder,
             denoiser=denoiser,
             train_data=train_data,
-            command="accelerate launch " + shlex.join(_without_token(sys.argv)),
-            options=options,
-            world_size=world_size,
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-            commit=_git_commit(),
+            **how_it_runs(options, world_size),
         )
 
     @classmethod
@@ -77,6 +73,17 @@ class RunFacts:
         history = json.loads((stage_folder / "trainer_state.json").read_text())["log_history"]
         lines = [line for line in history if "loss" in line]
         return replace(self, log=lines[-1] if lines else {})
+
+
+def how_it_runs(options: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """Command, options, processes, versions and commit of this process."""
+    return {
+        "command": "accelerate launch " + shlex.join(_without_token(sys.argv)),
+        "options": options,
+        "world_size": world_size,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _git_commit(),
+    }
 
 
 def _git_commit() -> str | None:

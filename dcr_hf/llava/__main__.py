@@ -6,8 +6,8 @@ python -m dcr_hf.llava swap --llava ID_OR_DIR --encoder DIR --output DIR
 
 import argparse
 
+from dcr_hf.export import ExportError
 from dcr_hf.llava.contract import check_name, check_tower
-from dcr_hf.llava.folder import LlavaFolderError
 from dcr_hf.llava.swap import swap
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         whole = _check(options.folder) if options.command == "check" else _swap(options)
-    except (OSError, ValueError, LlavaFolderError) as error:
+    except (OSError, ValueError, ExportError) as error:
         parser.exit(2, f"error: {error}\n")
     parser.exit(0 if whole else 1)
 

@@ -1,4 +1,4 @@
-"""Does a folder meet what LLaVA's own code asks of a vision tower? Found out without LLaVA and without reading weights.
+"""Does a folder meet what LLaVA's own code asks of a vision tower? Found out without LLaVA, by headers alone.
 
 LLaVA-1.5 reads a tower with CLIPImageProcessor and CLIPVisionModel of transformers 4.37.2 (LLaVA 1.1.1: 4.31.0) and
 takes `hidden_states[-2]` without token 0. The conditions are those of the releases' builder.py and clip_encoder.py; of

@@ -11,16 +11,19 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from dcr_hf.checkpoints import writing
 from dcr_hf.encoder import local_folder
+from dcr_hf.export import ExportError
 from dcr_hf.llava.tower import KINDS, Tower
 from dcr_hf.llava.weights import canonical, opened, weight_files
 
-_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Written anew, or not of use to the new model; everything else small is taken over byte by byte.
-_OWN = ("config.json", "preprocessor_config.json", "processor_config.json")
-
-
-class LlavaFolderError(RuntimeError):
-    """A folder that was written is not what it must be; it was not put in place."""
+_OWN = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class LlavaFolder:
         """Whether its images are padded to squares."""
         return bool(self.processor.image_processor.do_pad)
 
+    @property
+    def tower(self) -> Tower:
+        return Tower(self.name, self.config.vision_config, self.processor.image_processor)
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights."""
+        return sum(file.stat().st_size for file in weight_files(self.place))
+
 
 def read_llava(path_or_id: str) -> LlavaFolder:
     """Check and read everything but the weights.
@@ -47,7 +59,7 @@ def read_llava(path_or_id: str) -> LlavaFolder:
         FileNotFoundError: no such folder, no configuration, no weights.
         ValueError: another architecture, named; the original code's format; a tower or processor of another kind.
     """
-    place = local_folder(path_or_id, _FILES)
+    place = local_folder(path_or_id, MODEL_FILES)
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
     raw, _ = PreTrainedConfig.get_config_dict(place)
@@ -95,7 +107,7 @@ def made_whole(output: Path, needed: int) -> Iterator[Path]:
     """Around the writing of a folder: it is written beside its place, checked, and renamed; a failure leaves nothing.
 
     Raises:
-        LlavaFolderError: its weights are not those of its configuration.
+        ExportError: its weights are not those of its configuration.
         OSError: names the folder and, where space is short, the bytes that are missing.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +147,7 @@ def _check_whole(folder: Path) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
-        raise LlavaFolderError(
+        raise ExportError(
             f"{len(wrong)} weights are not those of the configuration, such as {name}: "
             f"{found.get(name, 'missing')}, expected {expected.get(name, 'none')}."
         )

@@ -41,7 +41,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     Raises:
         FileExistsError: `output` is there.
         FileNotFoundError, ValueError: see `read_llava` and `read_tower`; too few layers for LLaVA's feature layer.
-        LlavaFolderError: what was written is not whole.
+        ExportError: what was written is not whole.
     """
     output = Path(output)
     if output.exists():
@@ -52,8 +52,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     parts = {TOWER: tower.weights}
     if widths[0] != widths[1]:
         parts[PROJECTOR] = partial(new_projector, LlavaConfig.from_dict(config))
-    needed = sum(file.stat().st_size for file in weight_files(source.place))
-    with made_whole(output, needed) as folder:
+    with made_whole(output, source.bytes) as folder:
         _write_weights(source.place, folder, parts)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         old = source.processor

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_llava import GEOMETRIES, save_llava, transformers_5, write_weights
 from transformers import AutoProcessor, CLIPVisionModel, LlavaForConditionalGeneration, SiglipVisionModel
 
+from dcr_hf.export import ExportError
 from dcr_hf.llava import folder as folder_module
 from dcr_hf.llava.swap import swap
 from dcr_hf.llava.weights import canonical
@@ -160,6 +161,6 @@ def test_what_is_not_whole_is_not_put_in_place(llava_folder, towers, tmp_path):
     tensors = {k: t for file in torn.glob("*.safetensors") for k, t in load_file(file).items()}
     tensors.pop("language_model.model.norm.weight")
     write_weights(torn, tensors)
-    with pytest.raises(folder_module.LlavaFolderError, match=r"language_model\.norm\.weight: missing"):
+    with pytest.raises(ExportError, match=r"language_model\.norm\.weight: missing"):
         swap(str(torn), str(towers["clip-l-224"]), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
