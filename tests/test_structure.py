@@ -40,6 +40,7 @@ ORDER = [
     "compatibility",
     "export",
     "run",
+    "llava",
     "miniature",
 ]
 

@@ -46,14 +46,24 @@ class TrainedLlava(nn.Module):
     def projector(self) -> nn.Module:
         return self.llava.model.multi_modal_projector
 
-    def forward(self, pixel_values: Tensor | None = None, **inputs: Tensor):
-        outputs = self.llava(pixel_values=pixel_values, use_cache=False, **inputs)
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Tensor):
+        """As transformers', with a blank image of which nothing is used where there is none. ZeRO-3 wants all modules
+        in the same order, with an image and without."""
+        words = self.llava.get_input_embeddings()(input_ids)  # (B, T, width)
+        features = self._features(pixel_values).to(words.dtype)  # (all images' tokens, width)
         if pixel_values is None:
-            vision, tower = self.config.vision_config, self.llava.model.vision_tower
-            blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-            features = self.llava.get_image_features(pixel_values=blank.to(tower.device, tower.dtype)).pooler_output
-            outputs.loss = outputs.loss + 0.0 * features[0].sum()
-        return outputs
+            words = words + 0.0 * features.sum()
+        else:
+            places = self.llava.model.get_placeholder_mask(input_ids, words, features[None])
+            words = words.masked_scatter(places, features)
+        return self.llava(inputs_embeds=words, use_cache=False, **inputs)
+
+    def _features(self, pixel_values: Tensor | None) -> Tensor:
+        vision, tower = self.config.vision_config, self.llava.model.vision_tower
+        if pixel_values is None:
+            pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+        pixel_values = pixel_values.to(tower.device, tower.dtype)
+        return torch.cat(tuple(self.llava.get_image_features(pixel_values=pixel_values).pooler_output))
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
         self.llava.activation_checkpointing_enable(**kwargs)
