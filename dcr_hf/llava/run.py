@@ -1,6 +1,7 @@
 """The command line of recipes/llava15.py: check everything cheap first, put the parts together, train, write."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -87,6 +88,11 @@ def check(
 ) -> tuple[LlavaFolder | Parts, dict[str, datasets.Dataset]]:
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns what training begins from,
     and each stage's records."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "LLaVA's stages run in one process, under DDP and under DeepSpeed, not under FSDP: give another "
+            "--config_file, such as accelerate_configs/deepspeed_zero3.yaml."
+        )
     beginning = _beginning(recipe, place)
     tokens = _llava(beginning).tower.image_tokens
     if args.model_max_length <= tokens:

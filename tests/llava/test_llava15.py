@@ -295,6 +295,21 @@ def test_a_wrong_argument_ends_with_one_line_and_nothing_written(from_parts, run
     assert not (tmp_path / "out").exists()
 
 
+def test_fsdp_is_refused(from_parts, run_here, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, error, _ = run_here(from_parts | {"--output_dir": tmp_path / "out"})
+    assert code == 2 and "not under FSDP" in error
+
+
+def test_in_bfloat16_what_is_trained_is_kept_in_float32(from_parts, run_here, tmp_path):
+    code, error, _ = run_here(from_parts | {"--output_dir": tmp_path / "out"}, "--bf16", "True")
+    assert code == 0, error
+    trained, start = tensors_of(tmp_path / "out" / "instruct" / "trained"), tensors_of(tmp_path / "out" / "start")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    norm = "language_model.norm.weight"
+    assert 0 < (trained[norm] - start[norm]).abs().max() < 2**-8  # less than bfloat16 could tell from 1
+
+
 def test_a_finished_run_is_not_written_over_unasked(from_parts, run_here, uninterrupted, tmp_path):
     again = shutil.copytree(uninterrupted, tmp_path / "out")
     options = from_parts | {"--output_dir": again}
