@@ -159,11 +159,11 @@ def _usage(name: str, config: PreTrainedConfig, is_tower: bool) -> str:
     ]
     snippet = "\n".join(lines)
     llava = (
-        "In LLaVA-1.5, give the absolute path of the `-vision` folder as `--mm_vision_tower` and run both of LLaVA's "
+        "In LLaVA-1.5, give the absolute path of the `-vision` folder as `--vision_tower` and run both of LLaVA's "
         "training stages again with their settings unchanged."
         if config.model_type == "clip"
-        else "In LLaVA-NeXT, SigLIP towers are a class of their own, and a *local* SigLIP path is taken for a CLIP: "
-        "load the `-vision` folder with its `SigLipVisionTower`."
+        else "In LLaVA-NeXT, SigLIP towers are a class of their own, for 384 pixels only, and a *local* SigLIP path "
+        "is taken for a CLIP: name it by a hub id with `siglip` in it. Transformers' LLaVA takes any SigLIP."
     )
     return f"## Use\n\n```python\n{snippet}\n```\n\n{llava}"
 

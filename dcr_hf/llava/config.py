@@ -60,6 +60,14 @@ class LlavaRecipe:
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print what would run, and stop."})
 
+    def __post_init__(self):
+        for name in ("align_batch_size", "instruct_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it is a number of examples, at least 1.")
+        for name in ("align_max_steps", "instruct_max_steps"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it is a number of steps, or -1 for all epochs.")
+
     @property
     def stages(self) -> list[str]:
         """The stages that are trained, in order."""
@@ -127,8 +135,13 @@ class LlavaTraining(TrainingArguments):
             self.lora_alpha = 2.0 * self.lora_rank
         elif not self.lora_rank:
             raise ValueError("--lora_alpha is for --lora_rank; without adapters it would change nothing.")
-        if not 0 <= self.max_bad_fraction < 1:
-            raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
+        for name in ("lora_dropout", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"--num_train_epochs is {self.num_train_epochs}; it must be above 0.")
+        if self.push_to_hub:
+            raise ValueError("--push_to_hub is not for this recipe: upload the folder llava when the run is finished.")
         if self.remove_unused_columns or self.auto_find_batch_size or self.eval_strategy != "no":
             raise ValueError(
                 "--remove_unused_columns and --auto_find_batch_size must stay false and --eval_strategy no: batches "

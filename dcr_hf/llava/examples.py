@@ -49,6 +49,7 @@ class Examples(Dataset):
         self.image_tokens = image_tokens
         self.max_length = max_length
         self.lengths: list[int] = list(records["length"])
+        self.option = option
         self._window = SkipWindow(max_bad_fraction, option)
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ class Examples(Dataset):
                 return {**example, "skipped": skipped}
         raise ValueError(
             f"none of {len(skipped)} conversations like {self.records[index]['id']!r} can be used; the first: "
-            f"{skipped[0][0]}. Is the images' folder right?"
+            f"{skipped[0][0]}. Are {self.option} and --model_max_length right?"
         )
 
     def _from(self, index: int) -> Iterator[int]:

@@ -113,7 +113,7 @@ def made_whole(output: Path, needed: int) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
-    with writing(partial, needed):
+    with writing(partial, needed, "Make room"):
         partial.mkdir()
         yield partial
         _check_whole(partial)

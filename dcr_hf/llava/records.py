@@ -10,6 +10,7 @@ from dcr_hf.llava.conversations import IMAGE, image_first
 
 _NAMED = 5
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+Turns = list[tuple[str, str]]  # (human or gpt, what was said)
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -65,7 +66,7 @@ def _name(record, number: int) -> str:
     return f"id {record['id']!r}" if named else f"number {number}, without id"
 
 
-def _row(record, number: int, read: Callable[[list[tuple[str, str]], bool], tuple[list[str], list[str]]]) -> dict:
+def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], list[str]]]) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise _Fault("no list of conversations")
     image = record.get("image")
@@ -103,7 +104,7 @@ def _turn(turn) -> tuple[str, str]:
     return role, turn["value"]
 
 
-def _check_images(turns: list[tuple[str, str]], has_image: bool) -> None:
+def _check_images(turns: Turns, has_image: bool) -> None:
     marks = sum(said.count(IMAGE) for role, said in turns if role == "human")
     if any(IMAGE in said for role, said in turns if role == "gpt"):
         raise _Fault(f"{IMAGE} in an answer")
@@ -115,11 +116,11 @@ def _check_images(turns: list[tuple[str, str]], has_image: bool) -> None:
         raise _Fault(f"{IMAGE}, and no image")
 
 
-def _read_caption(turns: list[tuple[str, str]], has_image: bool) -> tuple[list[str], list[str]]:
+def _read_caption(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
     if not has_image or len(turns) != 2:
         raise _Fault("not one image with one caption")
     return [], [turns[1][1]]
 
 
-def _read_conversation(turns: list[tuple[str, str]], has_image: bool) -> tuple[list[str], list[str]]:
+def _read_conversation(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
     return [image_first(said) for _, said in turns[::2]], [said for _, said in turns[1::2]]

@@ -33,7 +33,6 @@ def stage_args(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> LlavaTra
     """The run's arguments with the stage's own folder, budget, batch and learning rate."""
     args = copy.deepcopy(args)
     args.output_dir = str(Path(args.output_dir) / stage)
-    args.push_to_hub = False
     if stage == ALIGN:
         args.max_steps, args.learning_rate = recipe.align_max_steps, recipe.align_learning_rate
         args.per_device_train_batch_size = recipe.align_batch_size

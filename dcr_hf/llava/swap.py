@@ -43,7 +43,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
         FileNotFoundError, ValueError: see `read_llava` and `read_tower`; too few layers for LLaVA's feature layer.
         ExportError: what was written is not whole.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     if output.exists():
         raise FileExistsError(f"{output} exists. Choose another --output, or remove it.")
     source, tower = read_llava(llava), read_tower(encoder)

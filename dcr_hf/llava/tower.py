@@ -1,6 +1,7 @@
 """A CLIP or SigLIP as LLaVA's vision tower: its geometry, its image processor, its weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -115,4 +116,5 @@ def read_tower(path_or_id: str) -> Tower:
             f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
             f"{config.image_size}. Correct preprocessor_config.json."
         )
-    return Tower(path_or_id, config, image_processor)
+    local = Path(path_or_id).expanduser()
+    return Tower(str(local) if local.is_dir() else path_or_id, config, image_processor)
