@@ -23,6 +23,7 @@ from dcr_hf.llava.stages import (
     INSTRUCT,
     TRAINED,
     describe,
+    finish_from_last,
     is_finished,
     resume_facts,
     stage_args,
@@ -56,6 +57,11 @@ class _Place:
     def start(self) -> Path:
         """The LLaVA that is assembled where parts were given."""
         return self.output / "start"
+
+    @property
+    def run_file(self) -> Path:
+        """How the run was made when it was called last."""
+        return self.output / "run.json"
 
     def trained(self, *stages: str) -> list[Path]:
         """Of these stages, the results of those that are finished."""
@@ -147,7 +153,15 @@ def _data(recipe: LlavaRecipe, stage: str) -> tuple[str | None, str | None]:
 
 
 def _check_resume(recipe: LlavaRecipe, args: LlavaTraining, place: _Place) -> None:
-    """Refuse to go on from a checkpoint that was made with other options."""
+    """Refuse to go on from what was made with other options."""
+    if place.run_file.is_file():
+        before = json.loads(place.run_file.read_text())["options"]
+        for name in ("llava", "encoder", "language_model"):
+            if before[name] != getattr(recipe, name):
+                raise ValueError(
+                    f"{place.output} holds a run that began with --{name} {before[name]}; this one has "
+                    f"{getattr(recipe, name)}. Choose another --output_dir, or give --overwrite_output_dir."
+                )
     for stage in recipe.stages:
         checkpoints = [] if is_finished(place.output / stage) else whole_checkpoints(place.output / stage)
         if checkpoints:
@@ -166,12 +180,13 @@ def _prepare_output(
                 shutil.rmtree(folder, ignore_errors=True)
         for stage in recipe.stages:
             remove_torn(place.output / stage)
+            finish_from_last(stage_args(recipe, args, stage))
+        place.output.mkdir(parents=True, exist_ok=True)
+        facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size)
+        place.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
         if isinstance(beginning, Parts) and not place.start.exists():
             with loaded_whole(args):
                 assemble(beginning, place.start)
-        place.output.mkdir(parents=True, exist_ok=True)
-        facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size)
-        (place.output / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     if args.world_size > 1:
         torch.distributed.barrier()
     return read_llava(str(place.start)) if isinstance(beginning, Parts) else beginning

@@ -39,8 +39,9 @@ def stage_args(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> LlavaTra
         args.train_sampling_strategy = "random"
         args.lora_rank, args.lora_alpha = 0, 0.0
     else:
-        by_default = 2e-4 if args.lora_rank else 2e-5
-        args.max_steps, args.learning_rate = recipe.instruct_max_steps, recipe.instruct_learning_rate or by_default
+        args.max_steps, args.learning_rate = recipe.instruct_max_steps, recipe.instruct_learning_rate
+        if args.learning_rate is None:
+            args.learning_rate = 2e-4 if args.lora_rank else 2e-5
         args.per_device_train_batch_size = recipe.instruct_batch_size
     if args.deepspeed:  # its `auto` values were filled in from what the stage has now replaced
         args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
@@ -132,10 +133,6 @@ def train_stage(
     """
     folder = Path(args.output_dir)
     checkpoint = next(reversed(whole_checkpoints(folder)), None)
-    if checkpoint is not None and _is_last(checkpoint, args):  # it died between that and the result
-        if args.process_index == 0:
-            _finish_from(checkpoint, folder)
-        return
     trainer = LlavaTrainer(
         stage_model(start, args, stage, before),
         args,
@@ -154,12 +151,16 @@ def train_stage(
     trainer.release()
 
 
-def _is_last(checkpoint: Path, args: LlavaTraining) -> bool:
+def finish_from_last(args: LlavaTraining) -> None:
+    """The stage's result from its last checkpoint, where a run died between the two. To be called by one process,
+    before the others look whether the stage is finished."""
+    folder = Path(args.output_dir)
+    checkpoint = next(reversed(whole_checkpoints(folder)), None)
+    if checkpoint is None or is_finished(folder):
+        return
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return state["global_step"] >= (args.max_steps if args.max_steps > 0 else state["max_steps"])
-
-
-def _finish_from(checkpoint: Path, folder: Path) -> None:
+    if state["global_step"] < (args.max_steps if args.max_steps > 0 else state["max_steps"]):
+        return
     partial = folder / "unfinished"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -105,9 +105,7 @@ def test_too_many_bad_images_end_the_run(data, processor):
 def test_no_usable_image_at_all_is_an_error_and_not_an_endless_search(data, processor):
     for file in (data["align_images"] / "coco").iterdir():
         file.write_bytes(b"<html>")
-    with pytest.raises(
-        ValueError, match="none of 12 conversations like 'c5' can be used; the first: not an image. Are --align_images"
-    ):
+    with pytest.raises(ValueError, match=r"none of 12 conversations like 'c5' .* not an image\. Are --align_images"):
         examples(data, processor, captions=True)[5]
 
 

@@ -183,6 +183,19 @@ def test_going_on_with_other_options_is_refused(from_parts, run_here, uninterrup
     assert code == 2 and "learning_rate: 0.001 -> 0.5" in error and "--resume_anyway" in error
 
 
+def test_another_beginning_in_the_same_folder_is_refused(from_parts, run_here, uninterrupted, towers, tmp_path):
+    """Also when nothing but the parts' assembly is there yet."""
+    again = tmp_path / "out"
+    shutil.copytree(uninterrupted / "start", again / "start")
+    shutil.copy(uninterrupted / "run.json", again)
+    other = from_parts | {"--output_dir": again, "--encoder": towers["siglip-224"]}
+    code, error, _ = run_here(other)
+    assert code == 2 and f"began with --encoder {towers['clip-l-224']}; this one has {towers['siglip-224']}" in error
+    assert run_here(other, "--overwrite_output_dir")[0] == 0
+    config = json.loads((again / "llava" / "config.json").read_text())
+    assert config["vision_config"]["model_type"] == "siglip_vision_model"
+
+
 def test_adapters_are_merged_as_peft_would(from_parts, run_here, tmp_path):
     options = from_parts | {"--output_dir": tmp_path / "out", "--instruct_max_steps": 3}
     assert run_here(options, "--lora_rank", "4", "--lora_alpha", "6")[0] == 0
