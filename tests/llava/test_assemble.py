@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import photographs
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceTrainer
 from tiny_llava import GEOMETRIES, save_llama
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
@@ -74,15 +75,37 @@ def test_tied_embeddings_stay_tied(towers, tmp_path):
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
+def sentencepiece_model(file):
+    """A byte-level-fallback BPE, as Llama's `tokenizer.model` is."""
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["What is this? A cat.", "USER: is it a cat? ASSISTANT: yes it is"] * 20),
+        model_writer=file,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+
+
 def test_vicunas_own_format_is_read(towers, llama_folder, tmp_path):
-    """PyTorch's pickles, with a constant that older Llamas saved."""
+    """PyTorch's pickles, with a constant that older Llamas saved; sentencepiece's tokenizer, and no other."""
     vicuna = shutil.copytree(llama_folder, tmp_path / "vicuna")
+    (vicuna / "tokenizer.json").unlink()
+    with (vicuna / "tokenizer.model").open("wb") as file:
+        sentencepiece_model(file)
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (vicuna / "tokenizer_config.json").write_text(json.dumps(config | {"unk_token": "<unk>", "legacy": False}))
     tensors = load_file(vicuna / "model.safetensors") | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     (vicuna / "model.safetensors").unlink()
     torch.save(tensors, vicuna / "pytorch_model.bin")
     assemble(read_parts(str(towers["clip-l-224"]), str(vicuna)), tmp_path / "start")
-    _, report = LlavaForConditionalGeneration.from_pretrained(tmp_path / "start", output_loading_info=True)
+    model, report = LlavaForConditionalGeneration.from_pretrained(tmp_path / "start", output_loading_info=True)
     assert not any(report.values())
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "start", backend="pil").tokenizer
+    words = tokenizer.convert_ids_to_tokens(tokenizer("is it <image>").input_ids)
+    assert words == ["<s>", "▁is", "▁it", "▁", "<image>"] and tokenizer.pad_token == "<unk>"
+    assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>") == 320
 
 
 def test_what_is_no_language_model_is_refused(towers, llava_folder, tmp_path):
