@@ -39,6 +39,7 @@ ORDER = [
     "export",
     "run",
     "miniature",
+    "ablation",
 ]
 
 
