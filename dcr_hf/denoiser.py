@@ -97,12 +97,12 @@ class FrozenDenoiser(nn.Module):
         check_denoiser(path_or_id)
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        load = {"torch_dtype": dtype, "use_safetensors": True}
-        vae = AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", **load)
         prompt = embed_empty_prompt(path_or_id)
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(path_or_id, subfolder="unet", **load),
-            vae=vae.float() if dtype == torch.float16 and vae.config.force_upcast else vae,
+            unet=UNet2DConditionModel.from_pretrained(
+                path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            ),
+            vae=_load_vae(path_or_id, dtype),
             scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
             empty_prompt=prompt.tokens,
             noise_target=noise_target,
@@ -272,6 +272,12 @@ class FrozenDenoiser(nn.Module):
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def _load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
+    asks = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # older files do not
+    dtype = torch.float32 if asks and dtype == torch.float16 else dtype
+    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
 
 
 def _own_dtype(tensor: Tensor) -> torch.autocast:
