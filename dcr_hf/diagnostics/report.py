@@ -43,7 +43,7 @@ def draw(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray, m:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         axes = figure.add_subplot()
-        size = float(np.clip(6000 / len(x), 3, 14))
+        size = float(np.clip(20_000 / len(x), 4, 20))
         for chosen, name, color in ((~same, "of two classes", COLORS[2]), (same, "of one class", COLORS[1])):
             axes.scatter(x[chosen], y[chosen], s=size, lw=0, alpha=0.5, color=color, label=f"pairs {name}")
         axes.plot([0, x.max()], [0, m**2 * x.max()], color=INK, lw=1.5, label=f"slope $m^2$ = {m**2:.3g}")
@@ -54,5 +54,5 @@ def draw(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray, m:
         axes.grid(color=FAINT, lw=0.7)
         axes.set_axisbelow(True)
         axes.set_title(title, fontsize=11, loc="left")
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
+        axes.legend(frameon=False, fontsize=9, loc="upper left", markerscale=2.5)
     return figure
