@@ -39,7 +39,7 @@ from transformers import (
     SiglipModel,
 )
 
-from dcr_hf import FrozenDenoiser
+from dcr_hf import DCRConfig, FrozenDenoiser
 from dcr_hf.objectives import Batch, Diffused
 
 IMAGE_SIZE = 32
@@ -255,6 +255,24 @@ def batch_of_conditions(diffused: Diffused, conditions: torch.Tensor, view_condi
     """For objectives that do not look at embeddings: these are NaN."""
     embeddings = conditions.new_full((len(conditions), EMBEDDING_WIDTH["clip"]), float("nan"))
     return Batch(embeddings, embeddings, conditions, view_conditions, lambda: diffused)
+
+
+def short_run(folder: Path, **options) -> DCRConfig:
+    """Three steps of four images on the CPU that save nothing, but for what `options` say."""
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return DCRConfig(**(defaults | options))
 
 
 @pytest.fixture(scope="session")

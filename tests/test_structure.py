@@ -40,6 +40,7 @@ ORDER = [
     "run",
     "diagnostics",
     "miniature",
+    "ablation",
 ]
 
 

@@ -45,17 +45,11 @@ def clean_images(
     timesteps = torch.full((len(images),), timestep)
     noise = torch.randn_like(latents)
     noisy = denoiser.add_noise(latents, noise, timesteps)
-    alpha_bar = denoiser.alphas_cumprod[timestep]
-
-    def decode(values: Tensor) -> Tensor:
-        pixels = denoiser.vae.decode(values.to(denoiser.dtype) / denoiser.vae.config.scaling_factor).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
-
-    found = {"noisy": decode(noisy)}
+    found = {"noisy": denoiser.decode(noisy)}
     for name, condition in conditions.items():
         predicted = denoiser.as_noise(denoiser.predict(noisy, timesteps, condition), noisy, timesteps)
-        found[name] = decode((noisy - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt())
-    return found
+        found[name] = denoiser.decode(denoiser.clean(predicted, noisy, timesteps))
+    return {name: decoded.clamp(0, 1) for name, decoded in found.items()}
 
 
 def picture_table(columns: dict[str, Tensor]) -> str:

@@ -15,16 +15,15 @@ from dcr_hf.evaluation.report import Section, write_report
 from dcr_hf.evaluation.results import Results, read_results
 from dcr_hf.evaluation.tables import make_tables
 from dcr_hf.export import export_folders
-from dcr_hf.miniature.layouts import write_benchmarks, write_training_shards
+from dcr_hf.miniature.layouts import TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.measure import measure_encoders
+from dcr_hf.miniature.models import SIZES
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import render, sample_scene
 from dcr_hf.run import ends_with_a_line, parse, run
 from dcr_hf.stages import END_TO_END, STAGE1
 
-SIZE = 32
-TRAINING_IMAGES = 8_000
-TRAINING_SEED = 100  # scenes that the models were not pretrained on, unless with this seed
+SIZE = SIZES["mini"].image_size
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
 
@@ -47,10 +46,8 @@ def main(recipe: Recipe, **training: Any) -> None:
                     f"--output_dir {Path(folder).parent}"
                 )
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
-        if first and Path(recipe.train_data) == drawn and not drawn.is_dir():
-            unfinished = drawn.with_name(f".{drawn.name}.unfinished")
-            write_training_shards(unfinished, "train", TRAINING_IMAGES, SIZE, TRAINING_SEED)
-            unfinished.rename(drawn)
+        if first and Path(recipe.train_data) == drawn:
+            write_training_shards(drawn, "train", TRAINING_IMAGES, SIZE, TRAINING_SEED)
         _wait(args.world_size)
         enhanced, _ = export_folders(recipe.encoder, output)
         report = output / "report" / "report.html"
