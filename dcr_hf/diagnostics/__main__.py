@@ -6,8 +6,10 @@ python -m dcr_hf.diagnostics scatter --encoder ENCODER --projector OUT/stage1 --
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from dcr_hf.condition import Projector, check_projector
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
@@ -15,7 +17,6 @@ from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, 
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
 from dcr_hf.encoder import check_encoder
-from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.encoders import PretrainedEncoder
 from dcr_hf.evaluation.image_sets import LabeledImages
 from dcr_hf.evaluation.read_shards import read_labeled
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(run_scatter(options))
-    except (OSError, ValueError, ImageError) as error:
+    except (OSError, ValueError) as error:
         # From a loader's worker the message comes wrapped in the worker's traceback; its last line is ours.
         parser.exit(2, f"error: {str(error).strip().splitlines()[-1].split('ImageError: ')[-1]}\n")
 
@@ -67,25 +68,31 @@ def run_scatter(options: argparse.Namespace) -> str:
     rows = choose_images(data.labels, options.classes, options.images_per_class)
     embeddings, pixels = embed(encoder, data, rows, options.batch_size, options.workers)
     conditions = conditions_of(Projector.from_pretrained(place).to(device), embeddings)
-    denoiser = FrozenDenoiser.from_pretrained(options.denoiser).to(device)
+    # Predictions of one latent differ by about as much as bfloat16 and TF32 round.
+    torch.backends.cudnn.allow_tf32 = False
+    denoiser = FrozenDenoiser.from_pretrained(options.denoiser, dtype=torch.float32).to(device)
     ours, labels = embedding_gram(embeddings), data.labels[rows]
     theirs = {
         seed: prediction_gram(denoiser, conditions, pixels, options.probes, seed, options.batch_size)
         for seed in options.seeds
     }
     found = {seed: compare(ours, gram, labels) for seed, gram in theirs.items()}
-    summary = over_seeds(list(found.values()))
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    measured = {"images": len(rows), "classes": len(set(labels.tolist())), "encoder": encoder.identity}
-    result = {"options": given, "measured": measured, "summary": summary, "seeds": found}
-    out, (seed, shown) = options.output_dir, next(iter(theirs.items()))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "scatter.md").write_text(markdown(summary) + "\n")
-    title = f"{data.name}: {len(rows)} images of {measured['classes']} classes, seed {seed}"
+    classes = len(set(labels.tolist()))
+    measured = {"images": len(rows), "classes": classes, "encoder": encoder.identity}
+    seed, shown = next(iter(theirs.items()))
+    title = f"{data.name}: {len(rows)} images of {classes} classes, seed {seed}"
     figure = draw(ours, shown, labels, found[seed]["within"]["m"], title)
-    figure.savefig(out / "scatter.png", dpi=150, bbox_inches="tight")
-    return f"{markdown(summary)}\n\nWritten: {out}/scatter.json, scatter.md, scatter.png"
+    summary = over_seeds(list(found.values()))
+    _write(options.output_dir, {"options": given, "measured": measured, "summary": summary, "seeds": found}, figure)
+    return f"{markdown(summary)}\n\nWritten: {options.output_dir}/scatter.json, scatter.md, scatter.png"
+
+
+def _write(folder: Path, result: dict[str, Any], figure: Figure) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
+    figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
 
 
 def _read(name: str) -> LabeledImages:
