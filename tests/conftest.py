@@ -116,7 +116,7 @@ def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Pa
 
 
 # What differs between the real UNets: 1.x has convolutions before and behind its transformers and as many heads
-# everywhere, 2.x linear layers and wider heads, XL no attention at its first level and deep transformers at its last.
+# everywhere, 2.x linear layers and wider heads, XL no attention at its first level and more layers in each transformer.
 UNETS = {
     1: {"attention_head_dim": 2},
     2: {"attention_head_dim": (2, 4), "use_linear_projection": True},
@@ -126,7 +126,7 @@ UNETS = {
         "block_out_channels": (8, 16, 32),
         "layers_per_block": 2,
         "attention_head_dim": (1, 2, 4),
-        "transformer_layers_per_block": (1, 2, 3),
+        "transformer_layers_per_block": (1, 2, 2),
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
