@@ -115,8 +115,8 @@ def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Pa
     return folder
 
 
-# What differs between the real UNets: 1.x has convolutions before and behind its transformers and as many heads
-# everywhere, 2.x linear layers and wider heads, XL no attention at its first level and more layers in each transformer.
+# What differs between the real UNets: 1.x has convolutions around its transformers and as many heads everywhere, 2.x
+# linear layers and more heads the deeper it is, XL no attention at its first level and more layers in a transformer.
 UNETS = {
     1: {"attention_head_dim": 2},
     2: {"attention_head_dim": (2, 4), "use_linear_projection": True},
