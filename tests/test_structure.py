@@ -38,6 +38,7 @@ ORDER = [
     "compatibility",
     "export",
     "run",
+    "diagnostics",
     "miniature",
     "ablation",
 ]
