@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITION_WIDTH
+from conftest import CONDITION_WIDTH, short_run
 from PIL import Image
 from torch import nn
 from transformers import TrainerControl, TrainerState
@@ -91,20 +91,7 @@ def train(clip_folder, sd_folder, tmp_path):
     images = [{"image": image, "key": str(number), "skipped": []} for number, image in enumerate(pixels)]
 
     def run(stage="stage2", **options):
-        defaults = {
-            "output_dir": str(tmp_path),
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "max_steps": 3,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "dataloader_num_workers": 0,
-            "disable_tqdm": True,
-            "use_cpu": True,
-        }
-        args = DCRConfig(**(defaults | options))
+        args = short_run(tmp_path, **({"gradient_accumulation_steps": 2} | options))
         model = projector_stage(ImageEncoder.from_pretrained(str(clip_folder)), CONDITION_WIDTH, seed=0)
         if stage == "stage2":
             model = encoder_stage(model.encoder, model.projector, args)

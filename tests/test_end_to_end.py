@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
+from conftest import short_run
 from safetensors.torch import load_file
 
-from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, Recipe, run
+from dcr_hf import DCRTrainer, FrozenDenoiser, Recipe, run
 from dcr_hf.compatibility import check_objectives
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.export import export_run
@@ -28,20 +29,8 @@ def recipe(clip_folder, sd_folder, shards_folder):
 
 
 def config(folder, **options):
-    defaults = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": "none",
-        "dataloader_num_workers": 0,
-        "max_bad_fraction": 0.5,
-        "warmup_steps": 0,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return DCRConfig(**(defaults | options))
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_bad_fraction": 0.5, "warmup_steps": 0}
+    return short_run(folder, **(saving | options))
 
 
 @pytest.mark.parametrize(("given", "of_projector"), [({}, 3e-3), ({"projector_learning_rate": 5e-3}, 5e-3)])

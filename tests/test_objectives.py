@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import CONDITION_WIDTH, diffused_at_random
+from conftest import CONDITION_WIDTH, diffused_at_random, short_run
 from torch.nn import functional as F
 
-from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, Recipe
+from dcr_hf import DCRTrainer, FrozenDenoiser, Recipe
 from dcr_hf.compatibility import check_objectives
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.losses import embedding_info_nce, keep_distance
@@ -115,20 +115,7 @@ def test_joint_with_one_weight_zero_is_the_other_loss_exactly(denoiser, batch, s
 @pytest.fixture
 def args(tmp_path):
     def make(**options):
-        defaults = {
-            "output_dir": str(tmp_path),
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_steps": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "dataloader_num_workers": 0,
-            "disable_tqdm": True,
-            "use_cpu": True,
-        }
-        return DCRConfig(**(defaults | options))
+        return short_run(tmp_path, **({"max_steps": 2} | options))
 
     return make
 

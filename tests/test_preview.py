@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONDITION_WIDTH
+from conftest import CONDITION_WIDTH, short_run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,18 +89,7 @@ def test_previews_are_drawn_before_and_after_and_change_no_bit(clip_folder, sd_f
     items = [{"image": (image * 255).byte(), "key": str(i), "skipped": []} for i, image in enumerate(images(8))]
 
     def run(folder, **options):
-        args = DCRConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=2,
-            max_steps=3,
-            learning_rate=1e-2,
-            save_strategy="no",
-            dataloader_num_workers=0,
-            disable_tqdm=True,
-            use_cpu=True,
-            **options,
-        )
+        args = short_run(folder, gradient_accumulation_steps=2, report_to="tensorboard", **options)
         model = projector_stage(ImageEncoder.from_pretrained(str(clip_folder)), CONDITION_WIDTH, seed=0)
         if name == "stage2":
             model = encoder_stage(model.encoder, model.projector, args)

@@ -41,7 +41,9 @@ ORDER = [
     "export",
     "run",
     "llava",
+    "diagnostics",
     "miniature",
+    "ablation",
 ]
 
 

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONDITION_WIDTH, batch_of_conditions, photographs
+from conftest import CONDITION_WIDTH, batch_of_conditions, photographs, short_run
 from transformers import TrainerCallback
 
-from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
+from dcr_hf import DCRTrainer, FrozenDenoiser
 from dcr_hf.condition import ConditionModel, Encoded, Projector
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.objectives import Diffused, Settings, dcr
@@ -34,20 +34,7 @@ def encoder(clip_folder):
 
 
 def config(folder, **options):
-    defaults = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "dataloader_num_workers": 0,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return DCRConfig(**{**defaults, **options})
+    return short_run(folder, **({"learning_rate": 1e-3} | options))
 
 
 def stage(name, encoder, args):
@@ -172,7 +159,7 @@ def test_fidelity_is_the_noise_error_under_three_conditions(encoder, sd_v_folder
         metrics = dcr(denoiser, batch_of_conditions(diffused, conditions, views), Settings()).metrics
         n, t = diffused.noisy_latents, diffused.timesteps
         alpha = denoiser.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-        for name, used in {"own": conditions, "view": views, "other": conditions.roll(1, dims=0)}.items():
+        for name, used in {"own": conditions, "view": views, "other": conditions.roll(-1, dims=0)}.items():
             noise = alpha.sqrt() * denoiser.predict(n, t, used) + (1 - alpha).sqrt() * n
             expected = (noise - diffused.noise).square().mean()
             assert metrics[f"noise_mse/{name}"].item() == pytest.approx(expected.item(), rel=1e-4)

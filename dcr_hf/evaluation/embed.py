@@ -51,7 +51,11 @@ class _Pixels(Dataset):
 
 
 def pixel_batches(
-    images: Images, preprocess: Callable[[Image.Image], Tensor], rows: Sequence[int], batch_size: int, workers: int
+    images: Images,
+    preprocess: Callable[[Image.Image], Tensor],
+    rows: Sequence[int] | np.ndarray,
+    batch_size: int,
+    workers: int,
 ) -> Iterator[Tensor]:
     """(B, 3, S, S), uint8, of `rows` in their order."""
     return iter(
@@ -99,7 +103,7 @@ class DiskEmbedder:
         mine = pending[state.process_index :: state.num_processes]
         if not mine:
             return
-        rows = [row for chunk in mine for row in chunk]
+        rows = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in mine])  # a list would grow with the set
         done = (len(data.images) - sum(map(len, pending))) // state.num_processes
         bar = tqdm(
             total=done + len(rows),

@@ -40,8 +40,13 @@ def interval(value: float, samples: np.ndarray, lowest: float = 0.0) -> tuple[fl
     The spread is taken around the samples' own mean: resampling repeats items, which lifts NMI and ARI a little, and
     the plain percentiles would inherit that bias.
     """
+    low, high = _around(value, samples)
+    return max(lowest, low), min(1.0, high)
+
+
+def _around(value: float, samples: np.ndarray) -> tuple[float, float]:
     tails = np.quantile(samples - samples.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return max(lowest, float(value + tails[0])), min(1.0, float(value + tails[1]))
+    return float(value + tails[0]), float(value + tails[1])
 
 
 def bootstrap_p(difference: float, samples_a: np.ndarray, samples_b: np.ndarray) -> float:
@@ -61,9 +66,7 @@ def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
 
 def difference_interval(difference: float, samples_a: np.ndarray, samples_b: np.ndarray) -> tuple[float, float]:
     """95 % interval of `difference` = b - a, from paired samples (RESAMPLES,) of both."""
-    spread = samples_b - samples_a
-    tails = np.quantile(spread - spread.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(difference + tails[0]), float(difference + tails[1])
+    return _around(difference, samples_b - samples_a)
 
 
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import Results
 from dcr_hf.evaluation.run import execute
 from dcr_hf.miniature.captions import full_caption
 from dcr_hf.miniature.layouts import PAIRS, draw_scenes
-from dcr_hf.miniature.pretrain import tokenize
+from dcr_hf.miniature.pretrain import encode, tokenize
 from dcr_hf.miniature.scenes import ATTRIBUTES, sample_scene
 
 BENCHMARKS = (
@@ -62,14 +62,12 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
         into one) under the image's full caption, the empty one and another image's, for the same latents, noise and
         timesteps; `noise_mse/empty-full` and `/wrong-empty` with their standard errors.
     """
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    denoiser = FrozenDenoiser.from_pretrained(str(folder), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
     scenes = [sample_scene(draw, _SCENES_FROM + index, seed) for index in range(count)]
-    pixels = draw_scenes(scenes, vae.config.sample_size, "scenes for the denoiser")
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = draw_scenes(scenes, denoiser.vae.config.sample_size, "scenes for the denoiser")
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     captions = [full_caption(scene) for scene in scenes]
     said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
     words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
@@ -77,17 +75,15 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
     errors: dict[str, list[Tensor]] = {name: [] for name in ("vae", *said)}
     for start in tqdm(range(0, count, _BATCH), desc=f"measuring {folder.name}", unit=" batches"):
         rows = slice(start, start + _BATCH)
-        latents = vae.encode(images[rows]).latent_dist.mode()
-        errors["vae"].append((vae.decode(latents).sample - images[rows]).square().mean((1, 2, 3)))
-        latents = latents * vae.config.scaling_factor
+        latents = encode(denoiser.vae, images[rows]) * denoiser.vae.config.scaling_factor
+        errors["vae"].append((2 * (denoiser.decode(latents) - images[rows])).square().mean((1, 2, 3)))
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(1000, (len(latents),), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
+        noisy = denoiser.add_noise(latents, noise, timesteps)
         for name in said:
-            predicted = unet(noisy, timesteps, words[name][rows]).sample
-            if scheduler.config.prediction_type == "v_prediction":
-                predicted = _noise_of_velocity(predicted, noisy, scheduler.alphas_cumprod[timesteps])
-            errors[name].append((predicted - noise).square().mean((1, 2, 3)))
+            # A caption is a condition too: what it adds to the empty prompt, token by token.
+            predicted = denoiser.predict(noisy, timesteps, words[name][rows] - denoiser.empty_prompt)
+            errors[name].append((denoiser.as_noise(predicted, noisy, timesteps) - noise).square().mean((1, 2, 3)))
     means = {name: torch.cat(parts) for name, parts in errors.items()}
     report = {"vae_mse": means.pop("vae").mean().item()}
     report |= {f"noise_mse/{name}": values.mean().item() for name, values in means.items()}
@@ -96,11 +92,6 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
         report[f"noise_mse/{worse}-{better}"] = difference.mean().item()
         report[f"noise_mse/{worse}-{better}/standard_error"] = (difference.std() / count**0.5).item()
     return {name: round(value, 5) for name, value in report.items()}
-
-
-def _noise_of_velocity(velocity: Tensor, noisy: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    alphas_cumprod = alphas_cumprod[:, None, None, None]
-    return alphas_cumprod.sqrt() * velocity + (1 - alphas_cumprod).sqrt() * noisy
 
 
 def pair_scores(results: Results, encoder: str) -> dict[str, float]:

@@ -3,9 +3,8 @@
 import dataclasses
 
 import pytest
-from diffusers import AutoencoderKL
 
-from dcr_hf.miniature import pretrain
+from dcr_hf.miniature import cli, pretrain
 from dcr_hf.miniature.models import SIZES
 
 STEPS = 6
@@ -27,12 +26,8 @@ def draw(tiny_size):
 
 
 @pytest.fixture(scope="session")
-def pretrained(draw, tiny_size, tmp_path_factory):
+def pretrained(tiny_size, tmp_path_factory):
     """A folder with all that pretraining leaves."""
     output = tmp_path_factory.mktemp("pretrained")
-    pretrain.pretrain_clip(draw, tiny_size, output, output / "work", seed=0)
-    vae = pretrain.pretrain_vae(draw, tiny_size, output / "work", seed=0)
-    for kind in pretrain.PREDICTION_TYPES:
-        own = AutoencoderKL.from_pretrained(vae)
-        pretrain.pretrain_denoiser(draw, own, tiny_size, output, output / "work", 0, kind)
+    cli.pretrain(tiny_size, output, 0, list(pretrain.PREDICTION_TYPES))
     return output

@@ -1,0 +1,95 @@
+"""The command line of recipes/ablate.py."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dcr_hf.ablation.plots import draw
+from dcr_hf.ablation.summary import markdown
+from dcr_hf.ablation.trials import Trial
+from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
+from dcr_hf.encoder import check_encoder
+from dcr_hf.evaluation.plan import prepare
+from dcr_hf.evaluation.results import write_text
+from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
+from dcr_hf.miniature.models import SIZES
+from dcr_hf.miniature.scenes import DRAWS
+from dcr_hf.run import ends_with_a_line
+
+# What the miniature's scenes are measured by.
+BENCHMARKS = [f"mmvp_vlm:{PAIRS}", "clustering:scene_shape", "zeroshot:scene_shape", "linear_probe:scene_shape"]
+_SIZE = SIZES["mini"].image_size
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and measure what is not done yet; write ablation-DATA.json, .md and .png."""
+    with ends_with_a_line():
+        options, extra = _parser().parse_known_args(arguments)
+        if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
+            raise ValueError(f"--variants names {min(repeated)} twice.")
+        shards = Path(options.train_data or options.output_dir / "scenes" / "train")
+        common = {"encoder": options.encoder, "denoiser": options.denoiser, "train_data": shards}
+        trials = [
+            Trial.of(variant, seed, common, extra, options.output_dir)
+            for seed in dict.fromkeys(options.seeds)
+            for variant in options.variants
+        ]
+        for trial in trials:
+            check_encoder(trial.encoder)
+        if options.train_data is None:
+            write_training_shards(shards, "train", TRAINING_IMAGES, _SIZE, TRAINING_SEED)
+        for trial in trials:
+            trial.check()
+        data = _data(options)
+        prepare({ORIGINAL: trials[0].encoder}, options.benchmarks, data)  # refuses what it could not measure later
+        for trial in tqdm(trials, desc="training", unit=" runs"):
+            trial.train(shlex.split(options.launcher))
+        cache = options.output_dir / "cache"
+        found = [
+            trial.outcome(trial.measure(options.benchmarks, data, cache))
+            for trial in tqdm(trials, desc="measuring", unit=" runs")
+        ]
+        place = options.output_dir / f"ablation-{data.name}"
+        facts = {"command": shlex.join(["python", *sys.argv]), "data": data.name, "common": COMMON, "extra": extra}
+        write_text(place.with_suffix(".json"), json.dumps(facts | {"runs": found}, indent=1) + "\n")
+        write_text(place.with_suffix(".md"), markdown(found))
+        draw(found).savefig(place.with_suffix(".png"), dpi=130)
+        print(markdown(found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train, export and measure ways to train DCR on the same data and budget, side by side.",
+        epilog="Every other option goes to all runs: --stage1_max_steps 1000 --per_device_train_batch_size 8 ...",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(COMPARED), metavar="NAME",
+                        help=f"of {', '.join(VARIANTS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--encoder", default="out/pretrained{seed}/clip-miniature",
+                        help="folder or id; {seed} stands for the seed")  # fmt: skip
+    parser.add_argument("--denoiser", default="out/pretrained{seed}/sd-miniature", help="likewise")
+    parser.add_argument("--train_data", help="as of a recipe; by default the miniature's scenes, drawn")
+    parser.add_argument("--data_root", type=Path, help="of the benchmarks; by default the miniature's scenes, drawn")
+    parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, help="as of recipes/evaluate.py")
+    parser.add_argument("--draw", choices=[name for name in DRAWS if name != "train"], default="dev",
+                        help="of the miniature's scenes to measure on")  # fmt: skip
+    parser.add_argument("--draw_seed", type=int, default=0, help="other scenes of the same draw")
+    parser.add_argument(
+        "--launcher", default=sys.executable, help="'accelerate launch --num_processes 8', for example"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"))
+    return parser
+
+
+def _data(options: argparse.Namespace) -> Path:
+    if options.data_root is not None:
+        return options.data_root
+    data = options.output_dir / "scenes" / f"{options.draw}{options.draw_seed}"
+    write_benchmarks(data, options.draw, _SIZE, options.draw_seed)
+    return data

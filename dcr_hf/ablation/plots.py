@@ -1,0 +1,74 @@
+"""The ablation as two pictures: where every run ended, and what it changed."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from dcr_hf.ablation.summary import abilities, by_variant, change
+from dcr_hf.ablation.variants import D_ABILITY, ORIGINAL, P_ABILITY
+from dcr_hf.evaluation.plots import COLORS, FAINT, INK, STYLE
+
+_MARKERS = "oDsv^<>PXph*"
+
+
+def draw(found: list[dict]) -> Figure:
+    """Left, if both abilities were measured: P-Ability against D-Ability, a point a seed, from the original of the
+    same seed. Beside it: each ability's change with its 95 % interval, a line a variant."""
+    runs, measured = by_variant(found), abilities(found)
+    trained = [name for name in runs if name != ORIGINAL]
+    both = len(measured) == 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(4.2 * len(measured) + 6 * both, max(4.2, 0.36 * len(trained) + 1.6)), layout="constrained"
+        )
+        panels = figure.subplots(
+            1, len(measured) + both, squeeze=False, width_ratios=[1.4] * both + [1] * len(measured)
+        )[0]
+        if both:
+            _scatter(panels[0], runs)
+        for axes, title in zip(panels[both:], measured, strict=True):
+            _changes(axes, {name: runs[name] for name in trained}, title, named=axes is panels[both])
+    return figure
+
+
+def _scatter(axes, runs: dict[str, list[dict]]) -> None:
+    place = {
+        (each["variant"], each["seed"]): [100 * each["measured"][title]["value"] for title in (D_ABILITY, P_ABILITY)]
+        for some in runs.values()
+        for each in some
+    }
+    for index, name in enumerate(runs):
+        points = {seed: point for (variant, seed), point in place.items() if variant == name}
+        color = COLORS[0] if name == ORIGINAL else COLORS[1 + index % (len(COLORS) - 1)]
+        for seed, point in points.items():
+            if (ORIGINAL, seed) in place:
+                axes.plot(*zip(place[ORIGINAL, seed], point, strict=True), color=color, lw=0.8, alpha=0.5, zorder=1)
+        axes.scatter(
+            *np.array(list(points.values())).T,
+            color=color,
+            marker=_MARKERS[index % len(_MARKERS)],
+            label=name,
+            zorder=2,
+        )
+    axes.set_xlabel("D-Ability (NMI, %)")
+    axes.set_ylabel("P-Ability (pairs, %)")
+    axes.grid(color=FAINT, lw=0.6)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _changes(axes, runs: dict[str, list[dict]], title: str, named: bool) -> None:
+    for place, some in enumerate(runs.values()):
+        moved = change(some, title)
+        low, middle, high = (100 * each for each in (moved.low, moved.over_seeds.mean, moved.high))
+        color = "#009e73" if low > 0 else "#d55e00" if high < 0 else "#7b8794"
+        axes.plot([low, high], [place, place], color=color, lw=2)
+        axes.plot(
+            [100 * each["measured"][title]["change"] for each in some], [place] * len(some), "|", color=color, ms=8
+        )
+        axes.plot(middle, place, "o", color=color, ms=5)
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_title(f"{title}: change in points, 95 %", fontsize=10)
+    axes.grid(axis="x", color=FAINT, lw=0.6)
+    axes.set_yticks(range(len(runs)), list(runs) if named else [""] * len(runs), fontsize=8)
+    axes.spines["left"].set_visible(False)
+    axes.invert_yaxis()

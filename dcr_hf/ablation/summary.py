@@ -1,0 +1,147 @@
+"""What the runs say together: means and spreads over the seeds, changes with intervals, a verdict per claim."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from dcr_hf.ablation.variants import CLAIMS, D_ABILITY, ORIGINAL, P_ABILITY
+from dcr_hf.stages import STAGE1
+
+HOLDS, OPPOSITE, NOISE, UNDECIDED = "holds", "the opposite holds", "within noise", "not decided: one seed"
+
+
+class Spread(NamedTuple):
+    """A mean over seeds, its 95 % interval (Student's: what another seed would change), and the standard deviation.
+    With one seed there is neither."""
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        mean = float(np.mean(values))
+        if len(values) < 2:
+            return cls(mean, float("nan"), float("nan"), float("nan"))
+        deviation = float(np.std(values, ddof=1))
+        half = float(student.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+        return cls(mean, mean - half, mean + half, deviation)
+
+
+class Change(NamedTuple):
+    """What training changed: over the seeds, and in how many of them beyond noise, up and down."""
+
+    over_seeds: Spread
+    low: float
+    high: float
+    better: int
+    worse: int
+    seeds: int
+
+
+def by_variant(found: list[dict]) -> dict[str, list[dict]]:
+    return {
+        name: [each for each in found if each["variant"] == name]
+        for name in dict.fromkeys(each["variant"] for each in found)
+    }
+
+
+def value(runs: list[dict], title: str) -> Spread:
+    return Spread.of([each["measured"][title]["value"] for each in runs])
+
+
+def change(runs: list[dict], title: str) -> Change:
+    """Against the original of the same seed. With one seed the interval is the run's own: its items drawn again."""
+    measured = [each["measured"][title] for each in runs]
+    spread = Spread.of([each["change"] for each in measured])
+    low, high = (spread.low, spread.high) if len(runs) > 1 else (measured[0]["low"], measured[0]["high"])
+    return Change(
+        spread,
+        low,
+        high,
+        better=sum(each["p"] < 0.05 and each["change"] > 0 for each in measured),
+        worse=sum(each["p"] < 0.05 and each["change"] < 0 for each in measured),
+        seeds=len(runs),
+    )
+
+
+def verdicts(found: list[dict]) -> list[tuple[str, str, Spread]]:
+    """(what the paper says, whether it holds here, the difference over the seeds) for each claim whose variants ran.
+
+    The naive sum's claim is about its gradients: the share of steps in which they point against each other, less a
+    half.
+    """
+    runs, lines = by_variant(found), []
+    for claim in CLAIMS:
+        if {claim.better, claim.worse} <= runs.keys() and claim.ability in runs[claim.better][0]["measured"]:
+            values = {name: _by_seed(runs[name], claim.ability) for name in (claim.better, claim.worse)}
+            seeds = sorted(values[claim.better].keys() & values[claim.worse].keys())
+            spread = Spread.of([values[claim.better][seed] - values[claim.worse][seed] for seed in seeds])
+            lines.append((claim.said, _verdict(spread), spread))
+    shares = [each["opposed"] for each in runs.get("joint", []) if each["opposed"] is not None]
+    if shares:
+        spread = Spread.of([share - 0.5 for share in shares])
+        lines.append(("the naive sum's gradients oppose each other in most steps", _verdict(spread), spread))
+    return lines
+
+
+def _by_seed(runs: list[dict], title: str) -> dict[int, float]:
+    return {each["seed"]: each["measured"][title]["value"] for each in runs}
+
+
+def _verdict(spread: Spread) -> str:
+    if np.isnan(spread.low):
+        return UNDECIDED
+    return HOLDS if spread.low > 0 else OPPOSITE if spread.high < 0 else NOISE
+
+
+def markdown(found: list[dict]) -> str:
+    """Two tables: the variants, and the paper's claims. Values in percent, differences in points."""
+    runs = by_variant(found)
+    titles = list(found[0]["measured"])
+    seeds = len(dict.fromkeys(each["seed"] for each in found))
+    header = ["", *(part for title in titles for part in (title, "change (95 %), seeds beyond noise"))]
+    lines = [_line([*header, "noise MSE own / other, stage 1"]), _line(["---"] * (len(header) + 1))]
+    for variant, each in runs.items():
+        cells = [cell for title in titles for cell in _cells(variant, each, title)]
+        lines.append(_line([variant, *cells, _fidelity(each)]))
+    lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+    judged = verdicts(found)
+    if judged:
+        lines += [_line(["the paper says", "here", "difference (95 %)"]), _line(["---"] * 3)]
+        lines += [_line([said, f"**{verdict}**", _points(spread)]) for said, verdict, spread in judged]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(variant: str, runs: list[dict], title: str) -> list[str]:
+    spread = value(runs, title)
+    shown = f"{100 * spread.mean:.1f}" + ("" if np.isnan(spread.deviation) else f" ± {100 * spread.deviation:.1f}")
+    if variant == ORIGINAL:
+        return [shown, ""]
+    moved = change(runs, title)
+    points = _points(moved.over_seeds._replace(low=moved.low, high=moved.high))
+    return [shown, f"{points}, {moved.better}↑ {moved.worse}↓ of {moved.seeds}"]
+
+
+def _points(spread: Spread) -> str:
+    ends = "" if np.isnan(spread.low) else f" ({100 * spread.low:+.1f} to {100 * spread.high:+.1f})"
+    return f"{100 * spread.mean:+.1f}{ends}"
+
+
+def _fidelity(runs: list[dict]) -> str:
+    found = [each["fidelity"].get(STAGE1, {}) for each in runs]
+    if not all("noise_mse/own" in each for each in found):
+        return ""
+    return " / ".join(f"{np.mean([each[f'noise_mse/{name}'] for each in found]):.3f}" for name in ("own", "other"))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def abilities(found: list[dict]) -> tuple[str, ...]:
+    """Which of both were measured."""
+    return tuple(title for title in (P_ABILITY, D_ABILITY) if title in found[0]["measured"])

@@ -1,0 +1,154 @@
+"""A variant with a seed: trained by the command that a user would give, measured by the ordinary evaluation."""
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.evaluation.plan import prepare
+from dcr_hf.evaluation.results import Results, read_results
+from dcr_hf.evaluation.run import execute
+from dcr_hf.export import export_folders
+from dcr_hf.run import check, parse
+from dcr_hf.stages import END_TO_END, STAGE1, stages_of
+
+FIDELITY = ("noise_mse/own", "noise_mse/view", "noise_mse/other", "noise_mse/empty", "condition_norm")
+# Of a benchmark's metrics the one that its line of a table shows.
+METRICS = {
+    "mmvp_vlm": "pair_accuracy",
+    "clustering": "nmi",
+    "zeroshot": "acc1",
+    "linear_probe": "acc1",
+    "retrieval": "text_to_image_recall@5",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One variant with one seed.
+
+    Attributes:
+        words: the whole command line of its run.
+        folder: where the run is.
+        encoder: what it starts from.
+    """
+
+    variant: str
+    seed: int
+    words: tuple[str, ...]
+    folder: Path
+    encoder: str
+
+    @classmethod
+    def of(cls, variant: str, seed: int, common: dict[str, object], extra: Sequence[str], output: Path) -> "Trial":
+        """`{seed}` in a path or id stands for the seed. `extra` are words of the command line, which win.
+
+        Raises:
+            ValueError: an option that does not exist, or that the variant itself changes.
+        """
+        options = COMMON | common | VARIANTS[variant] | {"seed": seed, "output_dir": output / f"seed{seed}" / variant}
+        words = [
+            word.replace("{seed}", str(seed))
+            for word in (*(str(part) for name, value in options.items() for part in (f"--{name}", value)), *extra)
+        ]
+        given = {word.removeprefix("--").split("=")[0] for word in extra if word.startswith("--")}
+        if taken := given & {*VARIANTS[variant], "output_dir", "seed", "stage"}:
+            raise ValueError(f"--{min(taken)} is what the ablation varies ({variant}); leave it out.")
+        recipe, args = parse(Recipe(encoder=""), {}, words)
+        if recipe.stage == END_TO_END:  # as many steps as the two stages of the others together
+            words += ["--stage2_max_steps", str(recipe.stage1_max_steps + recipe.stage2_max_steps)]
+        return cls(variant, seed, tuple(words), Path(args.output_dir), recipe.encoder)
+
+    @property
+    def enhanced(self) -> Path | None:
+        """What it ends in; None for the original."""
+        return None if self.variant == ORIGINAL else export_folders(self.encoder, self.folder)[0]
+
+    def parsed(self) -> tuple[Recipe, DCRConfig]:
+        return parse(Recipe(encoder=""), {}, list(self.words))
+
+    def check(self) -> None:
+        """What can be wrong with its run, before any is started."""
+        if self.enhanced is not None and not self.enhanced.is_dir():
+            check(*self.parsed())
+
+    def train(self, launcher: Sequence[str]) -> None:
+        """In a process of its own. A finished run is left as it is, an interrupted one goes on."""
+        if self.enhanced is None or self.enhanced.is_dir():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log.txt").open("a") as log:
+            command = [*launcher, "-m", "dcr_hf.ablation.one", *self.words, "--disable_tqdm", "True"]
+            done = subprocess.run(command, stdout=log, stderr=log, check=False)
+        if done.returncode:
+            raise RuntimeError(
+                f"{self.variant} with seed {self.seed} ended with {done.returncode}: see {self.folder}/log.txt. The "
+                "same command again goes on from here."
+            )
+
+    def measure(self, benchmarks: Sequence[str], data: Path, cache: Path) -> Results:
+        """Beside the original on the same items, once; the report stays in the run's folder."""
+        report = self.folder / f"report-{data.name}"
+        if (report / "results.json").is_file():
+            return read_results(report)
+        encoders = {ORIGINAL: self.encoder} | ({self.variant: str(self.enhanced)} if self.enhanced else {})
+        return execute(prepare(encoders, list(benchmarks), data), report, cache, seeds=(0, 1, 2), batch_size=256)
+
+    def outcome(self, results: Results) -> dict:
+        """{"variant", "seed", "measured": {number: value, change, low, high, p}, "fidelity", "opposed"}"""
+        values = {tuple(row[part] for part in _PLACE): row["value"] for row in results.results}
+        changes = {tuple(row[part] for part in _PLACE): row for row in results.comparisons}
+        measured = {}
+        for title, place in numbers(results).items():
+            here = (self.variant, *place)
+            row = changes.get(here, {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0})
+            measured[title] = {"value": values[here], "change": row["difference"]}
+            measured[title] |= {part: row[part] for part in ("low", "high", "p")}
+        stages = [] if self.enhanced is None else [self.folder / stage for stage in stages_of(self.parsed()[0])]
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            "measured": measured,
+            "fidelity": {stage.name: fidelity(stage) for stage in stages},
+            "opposed": opposed(stages),
+        }
+
+
+_PLACE = ("encoder", "benchmark", "dataset", "metric")
+
+
+def numbers(results: Results) -> dict[str, tuple[str, str, str]]:
+    """{title: (benchmark, dataset, metric)}: both abilities first, then whatever else was measured.
+
+    P-Ability is the share of pairs, D-Ability NMI: of the one clustering set, or the mean over several.
+    """
+    places = [(row["benchmark"], row["dataset"], row["metric"]) for row in results.results]
+    clustered = [dataset for benchmark, dataset, _ in dict.fromkeys(places) if benchmark == "clustering"]
+    found = {}
+    if any(benchmark == "mmvp_vlm" for benchmark, _, _ in places):
+        found[P_ABILITY] = ("mmvp_vlm", "all", METRICS["mmvp_vlm"])
+    if clustered:
+        found[D_ABILITY] = ("clustering", "mean" if "mean" in clustered else clustered[0], METRICS["clustering"])
+    for benchmark, dataset, metric in places:
+        if benchmark not in ("mmvp_vlm", "clustering") and metric == METRICS[benchmark]:
+            found.setdefault(f"{benchmark} {dataset}", (benchmark, dataset, metric))
+    return found
+
+
+def fidelity(stage: Path) -> dict[str, float]:
+    """How well the denoiser understands the conditions at the end: means over the last fifth of the stage's log."""
+    log = json.loads((stage / "trainer_state.json").read_text())["log_history"]
+    lines = [line for line in log if "condition_norm" in line]
+    last = lines[-max(1, len(lines) // 5) :]
+    return {name: float(np.mean([line[name] for line in last])) for name in FIDELITY if last and name in last[0]}
+
+
+def opposed(stages: Sequence[Path]) -> float | None:
+    """The share of measured steps in which the gradients of two losses pointed against each other, where logged."""
+    found = [stage / "gradient_conflict.json" for stage in stages if stage.name != STAGE1]
+    return next((json.loads(path.read_text())["negative_share"] for path in found if path.is_file()), None)

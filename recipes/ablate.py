@@ -1,0 +1,13 @@
+"""The paper's comparison: reconstruction, contrast, their naive sum, one stage, DCR; on the miniature or your data.
+
+    for seed in 0 1 2; do python recipes/pretrain_miniature.py --output_dir out/pretrained$seed --seed $seed; done
+    python recipes/ablate.py --variants original reconstruction contrastive joint end_to_end dcr --seeds 0 1 2
+
+trains, exports and measures each on the same data and budget, and says which of the paper's claims hold. Killed and
+called again it goes on. With --encoder, --denoiser, --train_data, --data_root and --benchmarks it compares on others.
+"""
+
+from dcr_hf.ablation.cli import main
+
+if __name__ == "__main__":
+    main()

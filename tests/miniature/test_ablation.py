@@ -1,0 +1,116 @@
+"""An ablation trains and measures every variant once, and its tables say what the runs said."""
+
+import json
+
+import pytest
+
+from dcr_hf.ablation import cli, summary, trials
+from dcr_hf.ablation.variants import CLAIMS, COMPARED, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.miniature import layouts
+
+SHORT = "--stage1_max_steps 1 --stage2_max_steps 1 --logging_steps 1 --per_device_train_batch_size 3"
+SHORT = [*SHORT.split(), "--dataloader_num_workers", "0"]
+
+
+def outcome(variant, seed, value, change=0.0, p=1.0, low=-0.5, high=0.5, opposed=None):
+    measured = {"value": value, "change": change, "low": low, "high": high, "p": p}
+    faithful = {"noise_mse/own": 0.2, "noise_mse/other": 0.3, "condition_norm": 1.0}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "measured": {P_ABILITY: measured, D_ABILITY: measured},
+        "fidelity": {} if variant == ORIGINAL else {"stage1": faithful, "stage2": faithful},
+        "opposed": opposed,
+    }
+
+
+def test_over_seeds_the_interval_is_students():
+    found = [
+        outcome("dcr", seed, 0.5, change, p) for seed, change, p in ((0, 0.01, 0.2), (1, 0.02, 0.2), (2, 0.06, 0.01))
+    ]
+    moved = summary.change(found, P_ABILITY)
+    # mean 0.03, standard deviation sqrt((4 + 1 + 9) / 2) / 100, t(0.975, 2) = 4.3027
+    half = 4.3027 * (7**0.5 / 100) / 3**0.5
+    assert (moved.low, moved.high) == pytest.approx((0.03 - half, 0.03 + half), rel=1e-4)
+    assert (moved.better, moved.worse, moved.seeds) == (1, 0, 3)
+    alone = [outcome("dcr", 0, 0.4, -0.1, 0.001, low=-0.15, high=-0.05)]
+    assert summary.change(alone, P_ABILITY)[1:] == (-0.15, -0.05, 0, 1, 1)
+    line = summary.markdown(alone).splitlines()[2]
+    assert line.startswith("| dcr | 40.0 | -10.0 (-15.0 to -5.0), 0↑ 1↓ of 1 |") and "| 0.200 / 0.300 |" in line
+
+
+def test_a_claim_holds_is_contradicted_or_drowns_in_noise():
+    values = {"original": (0.50, 0.51, 0.49), "dcr": (0.60, 0.62, 0.59), "reconstruction": (0.5, 0.62, 0.4)}
+    found = [outcome(name, seed, each) for name, row in values.items() for seed, each in enumerate(row)]
+    judged = {said: verdict for said, verdict, _ in summary.verdicts(found)}
+    assert judged["DCR sees more details"] == judged["DCR separates categories better"] == "holds"
+    assert judged["reconstruction alone harms categories"] == "within noise"
+    assert "two stages see more details than one" not in judged  # which did not run
+    values |= {"dcr": values["original"], "original": values["dcr"]}
+    swapped = [outcome(name, seed, each) for name in ("original", "dcr") for seed, each in enumerate(values[name])]
+    assert {verdict for _, verdict, _ in summary.verdicts(swapped)} == {"the opposite holds"}
+    assert {verdict for _, verdict, _ in summary.verdicts([e for e in found if e["seed"] == 0])} == {
+        "not decided: one seed"
+    }
+
+
+def test_the_naive_sums_claim_is_about_its_gradients():
+    def judged(*shares):
+        found = [outcome("joint", seed, 0.5, opposed=share) for seed, share in enumerate(shares)]
+        return [(verdict, spread.mean) for _, verdict, spread in summary.verdicts(found)]
+
+    assert judged(0.8, 0.82, 0.84) == [("holds", pytest.approx(0.32))]
+    assert judged(0.3, 0.35, 0.4)[0][0] == "the opposite holds"
+    assert judged(None, None) == []
+
+
+def test_every_claim_is_about_a_variant_that_is_compared():
+    assert {name for claim in CLAIMS for name in (claim.better, claim.worse)} <= set(COMPARED) <= set(VARIANTS)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    write = layouts.write_benchmarks
+    monkeypatch.setattr(cli, "TRAINING_IMAGES", 24)
+    monkeypatch.setattr(cli, "write_benchmarks", lambda *args: write(*args, per_category=2, train=80, test=60))
+
+
+def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_path, monkeypatch, capsys):
+    words = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
+    words += ["--output_dir", str(tmp_path), "--seeds", "3", *SHORT]
+    cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
+    first = json.loads((tmp_path / "ablation-dev0.json").read_text())
+    assert [(each["variant"], each["seed"]) for each in first["runs"]] == [
+        (name, 3) for name in ("original", "contrastive", "end_to_end", "dcr")
+    ]
+    assert 0 < first["runs"][3]["fidelity"]["stage1"]["noise_mse/own"] < 3
+    assert (tmp_path / "ablation-dev0.png").read_bytes()[:4] == b"\x89PNG"
+    table = (tmp_path / "ablation-dev0.md").read_text()
+    assert "| end_to_end |" in table and table in capsys.readouterr().out
+    state = json.loads((tmp_path / "seed3" / "end_to_end" / "end_to_end" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2  # both stages' steps
+    assert json.loads((tmp_path / "seed3" / "dcr" / "run.json").read_text())["options"]["seed"] == 3
+
+    run, trained = trials.subprocess.run, []
+    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **kw: trained.append(args) or run(*args, **kw))
+    cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
+    again = json.loads((tmp_path / "ablation-dev0.json").read_text())
+    assert not trained and again["runs"] == first["runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--encoder", "nowhere{seed}"], "nowhere3"),
+        (["--temprature", "1"], "Did you mean temperature"),
+        (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
+        (["--variants", "dcr", "dcr"], "names dcr twice"),
+        (["--benchmarks", "clustering:nothing"], "nothing"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_trained(words, told, pretrained, few_scenes, tmp_path, capsys):
+    given = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*given, "--output_dir", str(tmp_path), "--seeds", "3", *words])
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert not (tmp_path / "seed3").exists()
