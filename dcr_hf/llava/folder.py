@@ -28,8 +28,11 @@ _OWN = (
 
 @dataclass(frozen=True)
 class LlavaFolder:
-    """Attributes:
-    name: as it was given.
+    """What a LLaVA is, without its weights.
+
+    Attributes:
+        name: as it was given.
+        place: its folder.
     """
 
     name: str
@@ -135,6 +138,7 @@ def save_processor(processor: LlavaProcessor, folder: Path, tokenizer_from: Path
 
 
 def _check_whole(folder: Path) -> None:
+    """Every weight of the model is there; what older versions saved beside them, such as constants, may be too."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
     expected = {canonical(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
@@ -142,12 +146,9 @@ def _check_whole(folder: Path) -> None:
     for file in weight_files(folder):
         with opened(file) as tensors:
             found |= {canonical(name): tuple(read().shape) for name, read in tensors.items()}
-    if model.config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    wrong = sorted(name for name, shape in expected.items() if found.get(name) != shape)
     if wrong:
-        name = wrong[0]
         raise ExportError(
-            f"{len(wrong)} weights are not those of the configuration, such as {name}: "
-            f"{found.get(name, 'missing')}, expected {expected.get(name, 'none')}."
+            f"{len(wrong)} weights are not those of the configuration, such as {wrong[0]}: "
+            f"{found.get(wrong[0], 'missing')}, expected {expected[wrong[0]]}."
         )

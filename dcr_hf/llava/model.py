@@ -33,8 +33,10 @@ class TrainedLlava(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, dtype: torch.dtype) -> "TrainedLlava":
-        """Raises:
-        ValueError: weights are missing; transformers would leave them random.
+        """Read a folder.
+
+        Raises:
+            ValueError: weights are missing; transformers would leave them random.
         """
         llava, report = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         if report["missing_keys"]:
@@ -152,8 +154,10 @@ class TrainedWeights:
         return {name: begun}
 
     def check_all_used(self) -> None:
-        """Raises:
-        ExportError: something that was trained belongs to nothing that it began from.
+        """Behind the last weight.
+
+        Raises:
+            ExportError: something that was trained belongs to nothing that it began from.
         """
         if self._unused:
             raise ExportError(f"{len(self._unused)} trained weights fit nothing, such as {min(self._unused)}.")

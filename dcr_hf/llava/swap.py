@@ -20,8 +20,11 @@ TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
 
 @dataclass(frozen=True)
 class Swapped:
-    """Attributes:
-    new_projector: whether the old one does not fit, and one with random weights is in its place.
+    """What came of it.
+
+    Attributes:
+        widths: of the old tower and of the new one.
+        new_projector: whether the old one does not fit, and one with random weights is in its place.
     """
 
     folder: Path
@@ -66,8 +69,8 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
 def swapped_config(source: LlavaFolder, tower: Tower) -> dict:
     """The LLaVA's own config.json with the tower's geometry in it."""
     layers = source.config.vision_feature_layer
-    deepest = max(-layer for layer in (layers if isinstance(layers, list) else [layers]))
-    if deepest > tower.config.num_hidden_layers:
+    farthest = max(abs(layer) for layer in (layers if isinstance(layers, list) else [layers]))
+    if farthest > tower.config.num_hidden_layers:
         raise ValueError(
             f"encoder {tower.path!r} has {tower.config.num_hidden_layers} layers, too few for the LLaVA's "
             f"vision_feature_layer {layers}."

@@ -89,7 +89,8 @@ def test_a_folder_that_is_there_is_not_written_over(llava_folder, towers, tmp_pa
         swap(str(llava_folder), str(towers["clip-l-224"]), tmp_path / "out")
 
 
-def test_a_tower_with_too_few_layers_for_the_feature_layer(llava_folder, towers, tmp_path, output):
-    deep = altered(llava_folder, tmp_path / "deep", vision_feature_layer=-3)
+@pytest.mark.parametrize("layer", [-3, 3, [-2, -3]])
+def test_a_tower_with_too_few_layers_for_the_feature_layer(llava_folder, towers, tmp_path, output, layer):
+    deep = altered(llava_folder, tmp_path / "deep", vision_feature_layer=layer)
     with pytest.raises(ValueError, match="has 2 layers, too few"):
         swap(deep, str(towers["clip-l-224"]), output)

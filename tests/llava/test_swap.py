@@ -164,3 +164,15 @@ def test_what_is_not_whole_is_not_put_in_place(llava_folder, towers, tmp_path):
     with pytest.raises(ExportError, match=r"language_model\.norm\.weight: missing"):
         swap(str(torn), str(towers["clip-l-224"]), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_constants_that_older_versions_saved_are_no_fault(llava_folder, towers, tmp_path):
+    old = shutil.copytree(llava_folder, tmp_path / "old")
+    tensors = {k: t for file in old.glob("*.safetensors") for k, t in load_file(file).items()}
+    tensors["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(577)[None]
+    write_weights(old, tensors)
+    result = swap(str(old), str(towers["clip-l-224"]), tmp_path / "out")
+    assert "vision_tower.embeddings.position_ids" not in tensors_of(result.folder)
+    _, report = LlavaForConditionalGeneration.from_pretrained(result.folder, output_loading_info=True)
+    assert not report["missing_keys"]
