@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import deepspeed
@@ -39,6 +38,7 @@ from dcr_hf.stages import (
     stage_args,
     stages_of,
     train_stage,
+    wait_for_all,
 )
 
 
@@ -149,13 +149,16 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
         _print_plan(recipe, args, denoiser, source)
         return
     facts = _prepare_output(recipe, args, output)
-    for stage in stages_of(recipe):
-        if not is_finished(output / stage):
-            # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
-            with loaded_whole(args):
-                model = _model_of(stage, recipe, args, denoiser)
-            stage_options = stage_args(recipe, args, stage)
-            train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
+    stages = stages_of(recipe)
+    unfinished = [stage for stage in stages if not is_finished(output / stage)]
+    wait_for_all(args)  # none finishes a stage before all have looked
+    for stage in unfinished:
+        # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
+        with loaded_whole(args):
+            model = _model_of(stage, recipe, args, denoiser)
+        stage_options = stage_args(recipe, args, stage)
+        train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
+    stage = stages[-1]
     if stage != STAGE1 and args.process_index == 0:
         with loaded_whole(args):
             _export(recipe, args, facts, output / stage)
@@ -253,8 +256,7 @@ def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
             for folder in export_folders(recipe.encoder, output):
                 shutil.rmtree(folder, ignore_errors=True)
         facts.write(output)
-    if args.world_size > 1:
-        torch.distributed.barrier()
+    wait_for_all(args)
     return facts
 
 

@@ -102,6 +102,7 @@ def train_stage(
     if checkpoint is not None and step_of(checkpoint) >= args.max_steps:  # it died between that and the result
         if args.process_index == 0:
             finish_from(checkpoint, folder)
+        wait_for_all(args)  # the next stage reads it
         return
     images = TrainingImages(
         source,
@@ -137,6 +138,11 @@ def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:
     if args.process_index:
         return []
     return [TensorBoardCallback(SummaryWriter(Path(args.output_dir) / "runs", purge_step=step + 1))]
+
+
+def wait_for_all(args: DCRConfig) -> None:
+    if args.world_size > 1:
+        torch.distributed.barrier()
 
 
 def finish_from(checkpoint: Path, folder: Path) -> None:
