@@ -117,7 +117,7 @@ class FrozenDenoiser(nn.Module):
 
     @property
     def prompt_length(self) -> int:
-        """77, the tokens of E."""
+        """How many tokens E has: 77 in every Stable Diffusion."""
         return self.empty_prompt.shape[1]
 
     @torch.no_grad()
