@@ -185,7 +185,8 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             modules[_module_of(name)] += parameter.numel()
-    kept, patches = model.kept_patches, model.encoder.patch_count
+    kept = model.kept_patches
+    seen = f"c, and tokens of {kept} of {model.encoder.patch_count} patches, for which the fast path is not exact"
     batch = args.per_device_train_batch_size
     per_step = batch * args.gradient_accumulation_steps * args.world_size
     both, forward = (count * args.gradient_accumulation_steps * args.world_size for count in args.unet_evaluations)
@@ -204,10 +205,9 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
             f"accumulated x {args.world_size} devices",
             f"  objective             {args.objective}",
-            *([f"  condition             c, and tokens of {kept} of {patches} patches"] if kept else []),
+            *([f"  condition             {seen}"] if kept else []),
             f"  UNet evaluations      {both:,} a step, forward and backward"
-            + (f", and {forward:,} forward only" if forward else "")
-            + ("; each a whole one, since with patches the fast path would not be exact" if kept else ""),
+            + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",
             *(
                 [f"  gradient conflict     every {every:,} steps, for two more backward passes of each of its batches"]
