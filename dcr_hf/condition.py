@@ -216,7 +216,8 @@ def check_projector(
         trained, wanted = ("cls" if width is None else "patches" for width in (found, patch_width))
         raise ValueError(
             f"the projector in {folder} was trained with --condition {trained}; what is wanted here is one of "
-            f"--condition {wanted}. Give such a one, or train with the --condition that it has."
+            f"--condition {wanted}. Give such a one, train with the --condition that it has, or begin in another "
+            "--output_dir."
         )
     if found != patch_width:
         raise ValueError(

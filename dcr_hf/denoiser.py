@@ -23,9 +23,9 @@ class FrozenDenoiser(nn.Module):
     """A frozen Stable Diffusion that predicts noise (or velocity) under conditions made from images.
 
     A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` has the cheaper
-    way to the same predictions. The denoiser is never a child of the trained module: it holds no trainable weight, and
-    checkpoints and ZeRO must not see it. It computes in its own dtype, whatever autocast is active, and returns
-    float32.
+    way to the same predictions. It may bring tokens of its own too (`with_tokens`). The denoiser is never a child of
+    the trained module: it holds no trainable weight, and checkpoints and ZeRO must not see it. It computes in its own
+    dtype, whatever autocast is active, and returns float32.
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.

@@ -186,7 +186,7 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
         if parameter.requires_grad:
             modules[_module_of(name)] += parameter.numel()
     kept = model.kept_patches
-    seen = f"c, and tokens of {kept} of {model.encoder.patch_count} patches, for which the fast path is not exact"
+    seen = f"c, and tokens of {kept} of {model.encoder.patch_count} patches; without the fast path, not exact then"
     batch = args.per_device_train_batch_size
     per_step = batch * args.gradient_accumulation_steps * args.world_size
     both, forward = (count * args.gradient_accumulation_steps * args.world_size for count in args.unet_evaluations)

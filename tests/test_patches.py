@@ -268,7 +268,7 @@ def test_the_plan_says_what_a_step_costs(recipe, tmp_path, capsys):
     recipe.dry_run = True
     run.run(recipe, config(tmp_path / "out"))
     plan = capsys.readouterr().out
-    assert plan.count("c, and tokens of 3 of 16 patches, for which the fast path is not exact") == 2  # both stages
+    assert plan.count("c, and tokens of 3 of 16 patches; without the fast path") == 2  # both stages
     assert plan.count("20 a step, forward and backward\n") == 2
     run.run(recipe, config(tmp_path / "out", condition="cls", patch_keep_ratio=0.1))
     plan = capsys.readouterr().out
