@@ -17,6 +17,7 @@ ORDER = [
     "config",
     "images",
     "readers",
+    "skips",
     "sources",
     "data",
     "augment",
@@ -33,11 +34,13 @@ ORDER = [
     "steplog",
     "checkpoints",
     "interruption",
+    "resumable",
     "trainer",
     "stages",
     "compatibility",
     "export",
     "run",
+    "llava",
     "diagnostics",
     "miniature",
     "ablation",
@@ -107,6 +110,7 @@ def test_every_test_that_the_readme_names_exists():
 
 def test_every_option_that_the_readme_names_exists():
     from dcr_hf.config import DCRConfig, Recipe
+    from dcr_hf.llava.config import LlavaRecipe
 
     text = (ROOT / "README.md").read_text()
     options = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)", text))
@@ -114,4 +118,5 @@ def test_every_option_that_the_readme_names_exists():
     known = {*Recipe.__dataclass_fields__, *DCRConfig.__dataclass_fields__, "config", "config_file", "num_processes"}
     known |= {"checkpoint", "help"}  # of python -m dcr_hf.export, of every command
     known |= {"encoders", "benchmarks", "data_root"}  # of recipes/evaluate.py
+    known |= {*LlavaRecipe.__dataclass_fields__, "output"}  # of recipes/llava15.py, python -m dcr_hf.llava
     assert options <= known, options - known
