@@ -19,7 +19,7 @@ from dcr_hf.compatibility import check_objectives, needs_projector
 from dcr_hf.condition import ConditionModel, Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
-from dcr_hf.encoder import ImageEncoder, check_encoder
+from dcr_hf.encoder import ImageEncoder, check_encoder, patch_width, read_encoder_config
 from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
@@ -29,7 +29,6 @@ from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     END_TO_END,
     STAGE1,
-    STAGE2,
     describe,
     encoder_stage,
     end_to_end_stage,
@@ -179,13 +178,15 @@ def loaded_whole(args: DCRConfig) -> Iterator[None]:
 def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser) -> ConditionModel:
     encoder = ImageEncoder.from_pretrained(recipe.encoder)
     if stage == STAGE1:
-        return projector_stage(encoder, denoiser.condition_width, args.seed)
+        return projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio)
     if stage == END_TO_END:
         return end_to_end_stage(encoder, denoiser.condition_width, args)
-    if not needs_projector(recipe, args):
-        return encoder_stage(encoder, projector_stage(encoder, denoiser.condition_width, args.seed).projector, args)
+    if recipe.dry_run or not needs_projector(recipe, args):  # any will do; for a plan its own need not be there yet
+        fresh = projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio).projector
+        return encoder_stage(encoder, fresh, args)
     folder = recipe.projector or Path(args.output_dir) / STAGE1
-    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width)
+    of_patches = None if args.patch_ratio is None else encoder.patch_width
+    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width, of_patches)
     return encoder_stage(encoder, Projector.from_pretrained(place), args)
 
 
@@ -195,10 +196,12 @@ def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation |
     output = Path(args.output_dir)
     check_objectives(recipe, args)
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
-    if recipe.stage == "2" and needs_projector(recipe, args):
-        check_projector(recipe.projector or output / STAGE1, *widths)
     if recipe.stage != "2" and recipe.projector:
         raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
+    goes_on = recipe.stage == "all" and is_finished(output / STAGE1) and not recipe.overwrite_output_dir
+    if goes_on or (recipe.stage == "2" and needs_projector(recipe, args)):
+        of_patches = None if args.patch_ratio is None else patch_width(read_encoder_config(recipe.encoder)[0])
+        check_projector(recipe.projector or output / STAGE1, *widths, of_patches)
     source = find_source(recipe.train_data)
     _check_amount(recipe, args, source)
     finished = [output / STAGE1] if recipe.stage == "1" else list(export_folders(recipe.encoder, output))
@@ -266,11 +269,7 @@ def _print_plan(recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser, sourc
         return
     plans = []
     for stage in stages_of(recipe):
-        if stage == STAGE2:  # whose projector there need not be yet
-            encoder = ImageEncoder.from_pretrained(recipe.encoder)
-            model = encoder_stage(encoder, Projector(encoder.embedding_width, denoiser.condition_width), args)
-        else:
-            model = _model_of(stage, recipe, args, denoiser)
+        model = _model_of(stage, recipe, args, denoiser)
         plans.append(describe(model, stage_args(recipe, args, stage), source.images))
     print("\n\n".join(plans))
 
