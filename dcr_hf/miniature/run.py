@@ -77,11 +77,20 @@ def _wait(processes: int) -> None:
 def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> list[Section]:
     scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
     sheet = scene_sheet(scenes[:SHOWN_SCENES], size)
+    shown = Section("The scenes", ["Drawn by dcr_hf/miniature; of the test draw."], [(sheet, "Scenes with captions")])
+    trained = Path(args.output_dir) / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
+    projector = find_projector(recipe.projector or trained)
+    if projector is None:  # what does not ask the denoiser has no condition to show
+        return [shown]
     pixels = np.stack([np.asarray(render(scene, size)) for scene in scenes[:SHOWN_PREDICTIONS]])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return [shown, _condition_section(recipe, args, enhanced, images, Projector.from_pretrained(projector))]
+
+
+def _condition_section(
+    recipe: Recipe, args: DCRConfig, enhanced: Path, images: torch.Tensor, projector: Projector
+) -> Section:
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
-    trained = Path(args.output_dir) / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
-    projector = Projector.from_pretrained(find_projector(recipe.projector or trained))
 
     @torch.no_grad()
     def conditions_by(encoder: str) -> torch.Tensor:
@@ -93,18 +102,15 @@ def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> lis
     nothing = torch.zeros(len(images), denoiser.condition_width)
     kinds = {"empty prompt": nothing, "own, before": before, "own, after": after}
     predicted = clean_images(denoiser, images, kinds | {"another image's": after.roll(1, dims=0)})
-    return [
-        Section("The scenes", ["Drawn by dcr_hf/miniature; of the test draw."], [(sheet, "Scenes with captions")]),
-        Section(
-            "What the denoiser sees in the condition",
-            [
-                f"The clean image that one prediction at timestep {TIMESTEP} of 1,000 stands for: from the same noise,"
-                " under the empty prompt, under the condition that stage 1's projector makes of the image's embedding"
-                " before and after stage 2, and under another image's condition."
-            ],
-            [(picture_table({"image": images, **predicted}), "Images and predictions under several conditions")],
-        ),
-    ]
+    return Section(
+        "What the denoiser sees in the condition",
+        [
+            f"The clean image that one prediction at timestep {TIMESTEP} of 1,000 stands for: from the same noise,"
+            " under the empty prompt, under the condition that stage 1's projector makes of the image's embedding"
+            " before and after stage 2, and under another image's condition."
+        ],
+        [(picture_table({"image": images, **predicted}), "Images and predictions under several conditions")],
+    )
 
 
 def summary(results: Results) -> str:

@@ -67,6 +67,12 @@ def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, mon
     assert "no such file or folder" in capsys.readouterr().err  # scenes are drawn at the recipe's own place only
 
 
+def test_without_a_projector_the_page_has_no_conditions(launch):
+    output = launch("--stage", "2", "--objective", "contrastive")
+    page = (output / "report" / "report.html").read_text()
+    assert "The scenes" in page and "What the denoiser sees in the condition" not in page
+
+
 def test_models_that_are_not_there_end_it_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
     recipe = Recipe(encoder=str(tmp_path / "made" / "clip"), train_data=str(tmp_path / "scenes" / "train"))
     monkeypatch.setattr("sys.argv", ["miniature.py", "--use_cpu"])
