@@ -78,7 +78,7 @@ def merge(paths: list[Path]) -> Results:
         names = {}
         for encoder, facts in run.encoders.items():
             taken = merged.encoders.get(encoder)
-            same = taken is None or all(taken[part] == facts[part] for part in ("weights", "trained", "dtype"))
+            same = taken is None or _content(taken) == _content(facts)
             names[encoder] = encoder if same else f"{encoder} ({path.parent.name if path.is_file() else path.name})"
             merged.encoders.setdefault(names[encoder], facts)
         for field_name, identity in (
@@ -93,6 +93,10 @@ def merge(paths: list[Path]) -> Results:
         merged.thumbnails += run.thumbnails
         merged.runs += run.runs
     return merged
+
+
+def _content(facts: dict) -> dict:
+    return {part: value for part, value in facts.items() if part not in ("path", "base")}
 
 
 def write_text(path: Path, text: str) -> None:
