@@ -14,6 +14,7 @@ ORDER = [
     "encoder",
     "metrics",
     "evaluation",
+    "mllm",
     "config",
     "images",
     "readers",

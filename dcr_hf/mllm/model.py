@@ -1,0 +1,196 @@
+"""A LLaVA-1.5 in transformers' format, by folder or id: checked before its weights are read, asked in batches."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoProcessor, BatchFeature, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+
+from dcr_hf.encoder import local_folder
+from dcr_hf.evaluation.decode import decode_image
+from dcr_hf.evaluation.encoders import DTYPES
+from dcr_hf.evaluation.identity import hash_files, weights_revision
+from dcr_hf.mllm.inputs import TEMPLATE, Conversations
+from dcr_hf.mllm.questions import QuestionSet
+
+SETTINGS = ("*.json", "*.jinja", "*.model")
+
+
+class Answerer(Protocol):
+    """What is measured.
+
+    Attributes:
+        identity: what its replies depend on, JSON-able, with `path` and `dtype`.
+    """
+
+    name: str
+    identity: dict
+
+    def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        """Places of questions, in the order of `chosen`, and the replies, batch by batch."""
+
+    def release(self) -> None:
+        """Forget the weights."""
+
+
+class Llava:
+    """LlavaForConditionalGeneration under greedy decoding; `name` is what it is called in the results.
+
+    Args:
+        dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+        FileNotFoundError, ValueError: on creation, before weights are read, if the folder is no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        batch_size: int = 8,
+        workers: int = 0,
+        max_new_tokens: int = 64,
+    ):
+        self.name, self.path, self.dtype, self.device = name, path, dtype, device
+        self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
+        self.folder = local_folder(path)
+        config = _read_config(name, path, self.folder)
+        self.conversations = Conversations(_read_processor(name, path, self.folder, config))
+
+    @cached_property
+    def identity(self) -> dict:
+        """Hashes of the weights (their commit on the hub) and of configuration, processor and tokenizer; how it is
+        asked."""
+        files = sorted({file for pattern in SETTINGS for file in self.folder.glob(pattern)})
+        return {
+            "path": self.path,
+            "weights": weights_revision(self.path, "model"),
+            "settings": hash_files(files),
+            "dtype": self.dtype,
+            "template": TEMPLATE,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    @cached_property
+    def model(self) -> LlavaForConditionalGeneration:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            self.path,
+            dtype=DTYPES[self.dtype],
+            device_map={"": self.device},
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
+                f"random, such as {sorted(report['missing_keys'])[0]}."
+            )
+        return model.eval()
+
+    def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        batches = DataLoader(
+            _Asked(data),
+            batch_size=self.batch_size,
+            sampler=chosen,
+            collate_fn=self._collate,
+            num_workers=min(self.workers, -(-len(chosen) // self.batch_size)),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for places, inputs in batches:
+            yield places, self._reply(inputs)
+
+    def _collate(self, items: list) -> tuple[list[int], BatchFeature]:
+        places, images, prompts = zip(*items, strict=True)
+        return list(places), self.conversations(list(images), list(prompts))
+
+    @torch.inference_mode()
+    def _reply(self, inputs: BatchFeature) -> list[str]:
+        tokenizer = self.conversations.processor.tokenizer
+        tokens = self.model.generate(
+            **inputs.to(self.device, dtype=DTYPES[self.dtype]),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,  # Vicuna's own generation settings sample
+            top_p=None,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # (B, prompt + reply)
+        said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in said]
+
+    def release(self) -> None:
+        """Forget the loaded weights."""
+        self.__dict__.pop("model", None)
+        torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict:
+        """For a loader's workers, which need no weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
+
+
+class _Asked(Dataset):
+    """Question `index`: its place, its image decoded, what the user says."""
+
+    def __init__(self, data: QuestionSet):
+        self.data = data
+
+    def __getitem__(self, index: int):
+        question, images = self.data.questions[index], self.data.images
+        image = decode_image(images.read(question.image), images.name(question.image))
+        return index, image, question.prompt
+
+    def __len__(self) -> int:
+        return len(self.data.questions)
+
+
+def _read_config(name: str, path: str, folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"model {name}: {path} has no config.json: it is no folder of save_pretrained.")
+    raw, _ = PreTrainedConfig.get_config_dict(folder)
+    kind = raw.get("model_type", "untyped")
+    if kind == "llava_llama" or (kind == "llava" and "text_config" not in raw):
+        raise ValueError(
+            f"model {name}: {path} is in the format of LLaVA's own code. Give transformers' version of it, such as "
+            "llava-hf/llava-1.5-7b-hf, or convert it with transformers' convert_llava_weights_to_hf.py."
+        )
+    if kind != "llava":
+        raise ValueError(
+            f"model {name}: {path} is a {kind!r} model; supported is LLaVA-1.5 in transformers' format (model_type "
+            "'llava'), such as llava-hf/llava-1.5-7b-hf."
+        )
+    return LlavaForConditionalGeneration.config_class.from_pretrained(folder)
+
+
+def _read_processor(name: str, path: str, folder: Path, config: PreTrainedConfig) -> LlavaProcessor:
+    try:
+        # Always the PIL backend: with torchvision installed the default resizes differently in the last digits.
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name}: {path} has no usable processor: {error}") from None
+    if not isinstance(processor, LlavaProcessor):
+        raise ValueError(
+            f"model {name}: {path} has no LlavaProcessor but a {type(processor).__name__}: processor_config.json, "
+            "preprocessor_config.json or the tokenizer is missing."
+        )
+    vision, images = config.vision_config, processor.image_processor
+    size = images.crop_size or images.size
+    found = {
+        "image size": size["height"],
+        "patch_size": processor.patch_size,
+        "vision_feature_select_strategy": processor.vision_feature_select_strategy,
+        "num_additional_image_tokens": processor.num_additional_image_tokens,
+    }
+    class_tokens = int(vision.model_type == "clip_vision_model")
+    needed = (vision.image_size, vision.patch_size, config.vision_feature_select_strategy, class_tokens)
+    for (what, value), wanted in zip(found.items(), needed, strict=True):
+        if value != wanted:
+            raise ValueError(
+                f"model {name}: its processor has {what} {value!r}, its configuration needs {wanted!r}: image tokens "
+                f"would not match the tower's features. Correct processor_config.json in {path}."
+            )
+    return processor

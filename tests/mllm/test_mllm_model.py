@@ -1,0 +1,152 @@
+"""LLaVA as its own evaluation asks it: words, padding, batches; folders that are none are refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import MEAN, photographs
+from mllm_layouts import save_llava, write_naturalbench
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
+
+from dcr_hf.mllm.benchmarks import read_benchmarks
+from dcr_hf.mllm.inputs import Conversations, pad_to_square
+from dcr_hf.mllm.model import Llava
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("llava") / "llava-tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_naturalbench(root / "NaturalBench", count=6)
+    return read_benchmarks(["naturalbench"], root)["naturalbench"]
+
+
+def said(model, data, chosen):
+    answered = list(model.answer(data, chosen))
+    assert [place for places, _ in answered for place in places] == list(chosen)
+    return [reply for _, replies in answered for reply in replies]
+
+
+def test_pad_to_square_by_hand():
+    image = Image.new("RGB", (5, 2), (255, 0, 0))
+    square = np.asarray(pad_to_square(image, [0.4, 0.5, 0.6]))
+    assert square.shape == (5, 5, 3)
+    assert (square[1:3] == (255, 0, 0)).all()  # (5 - 2) // 2 = 1 row above
+    assert (square[[0, 3, 4]] == (102, 127, 153)).all()
+    assert pad_to_square(image.resize((4, 4)), MEAN).size == (4, 4)
+
+
+def test_inputs_are_llavas_conversation_about_the_padded_image(llava):
+    processor = AutoProcessor.from_pretrained(llava, backend="pil")
+    wide = photographs(1)[0].crop((0, 0, 96, 30))
+    inputs = Conversations(processor)([wide, photographs(2)[1]], ["A <image>?", "A much longer question?"])
+    short, long = inputs["input_ids"]
+    asked = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: {} A image? ASSISTANT:"
+    )
+    image, pad = processor.image_token_id, processor.tokenizer.pad_token_id
+    words = processor.tokenizer(asked.format("<image>"))["input_ids"]
+    assert [token for token in short.tolist() if token not in (image, pad)] == [
+        token for token in words if token != image
+    ]
+    assert (short == image).sum() == (long == image).sum() == 16  # 32 pixels in patches of 8
+    assert short[0] == pad and short[-1] == long[-1] != pad  # on the left
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [(short != pad).sum(), len(long)]
+    border = inputs["pixel_values"][0][:, 0]  # (3, W): of the mean colour, so near nothing
+    assert border.abs().max() < 0.03 and inputs["pixel_values"][1][:, 0].abs().max() > 0.5
+
+
+def test_batches_of_one_and_of_eight_give_the_same_replies(llava, data):
+    chosen = list(range(0, 24, 2))
+    alone = said(Llava("a", str(llava), batch_size=1, max_new_tokens=12), data, chosen)
+    together = said(Llava("a", str(llava), batch_size=8, workers=1, max_new_tokens=12), data, chosen)
+    assert alone == together
+    assert len(set(alone)) > 4  # the model does say something
+
+
+def test_replies_depend_on_the_image(llava, data):
+    model = Llava("a", str(llava), max_new_tokens=12)
+    changed = [model.conversations([image], ["What?"]) for image in photographs(2)]
+    first, second = (model.model(**inputs).logits for inputs in changed)
+    assert not torch.allclose(first[:, -1], second[:, -1], atol=1e-3)
+
+
+def test_identity_changes_with_what_replies_depend_on(llava, tmp_path):
+    def identity(folder, **options):
+        return {key: value for key, value in Llava("a", str(folder), **options).identity.items() if key != "path"}
+
+    same = identity(shutil.copytree(llava, tmp_path / "same"))
+    assert same == identity(llava)
+    assert identity(llava, dtype="bfloat16") != same and identity(llava, max_new_tokens=5) != same
+    weights = load_file(tmp_path / "same" / "model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "same" / "model.safetensors", {"format": "pt"})
+    assert identity(tmp_path / "same") != same
+    other = shutil.copytree(llava, tmp_path / "other")
+    change(other / "config.json", lambda config: config | {"vision_feature_layer": -1})
+    assert identity(other) != same
+
+
+def change(path, how):
+    path.write_text(json.dumps(how(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"model_type": "llava_next"}, r"model a: .* is a 'llava_next' model; supported is LLaVA-1.5"),
+        ({"model_type": "video_llava"}, r"is a 'video_llava' model"),
+        ({"model_type": "llava_llama"}, r"is in the format of LLaVA's own code"),
+        ({"text_config": None, "mm_vision_tower": "x"}, r"is in the format of LLaVA's own code"),
+        ({"vision_feature_select_strategy": "full"}, r"vision_feature_select_strategy 'default', its .* needs 'full'"),
+    ],
+)
+def test_other_models_are_refused_by_name(llava, tmp_path, how, message):
+    folder = shutil.copytree(llava, tmp_path / "other")
+    change(
+        folder / "config.json",
+        lambda config: {key: value for key, value in (config | how).items() if value is not None},
+    )
+    with pytest.raises(ValueError, match=message):
+        Llava("a", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("patch_size", None), ("patch_size", 16), ("num_additional_image_tokens", 0)]
+)
+def test_processor_that_does_not_fit_the_tower(llava, tmp_path, field, value):
+    folder = shutil.copytree(llava, tmp_path / "other")
+    change(folder / "processor_config.json", lambda config: config | {field: value})
+    with pytest.raises(ValueError, match=rf"its processor has {field} {value}, its configuration needs"):
+        Llava("a", str(folder))
+
+
+def test_folders_that_are_no_models(llava, clip_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'/nowhere' is neither a folder here nor a hub id"):
+        Llava("a", "/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"model a: .* has no config.json"):
+        Llava("a", str(tmp_path))
+    with pytest.raises(ValueError, match=r"is a 'clip' model; supported is LLaVA-1.5"):
+        Llava("a", str(clip_folder))
+    folder = shutil.copytree(llava, tmp_path / "no-weights")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model .*no-weights has no weights"):
+        _ = Llava("a", str(folder)).identity
+
+
+def test_missing_weights_do_not_become_random_ones(llava, tmp_path):
+    folder = shutil.copytree(llava, tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "projector" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model a: 4 weights are missing .* such as .*multi_modal_projector"):
+        _ = Llava("a", str(folder)).model
