@@ -102,7 +102,7 @@ def _content(facts: dict) -> dict:
 def write_text(path: Path, text: str) -> None:
     """All of it or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 

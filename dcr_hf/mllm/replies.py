@@ -57,6 +57,9 @@ def ask(model: Answerer, data: QuestionSet, cache_dir: Path) -> dict[str, str]:
     pending = [place for place, question in enumerate(data.questions) if question.item not in known]
     state.wait_for_everyone()  # nobody writes before everybody has looked: the shares must not overlap
     mine = pending[state.process_index :: state.num_processes]
+    if pending and state.is_main_process:  # for people who look at the cache
+        facts = {"model": model.identity, "data": data.title, "source": data.source, "revision": data.revision}
+        write_text(store.folder / "about.json", json.dumps(facts, indent=1))
     if mine:
         _ask_share(model, data, store, mine, len(data.questions) - len(pending), state)
     state.wait_for_everyone()
@@ -81,10 +84,7 @@ def _ask_share(
         unit=" replies",
         disable=not state.is_main_process,
     )
-    facts = {"model": model.identity, "data": data.title, "source": data.source, "revision": data.revision}
     with store.writing() as file, bar:
-        # For people who look at the cache.
-        write_text(store.folder / "about.json", json.dumps(facts, indent=1))
         for places, replies in model.answer(data, mine):
             for place, reply in zip(places, replies, strict=True):
                 row = {"item": data.questions[place].item, "reply": reply}
