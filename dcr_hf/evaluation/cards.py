@@ -20,12 +20,14 @@ class Cell:
     Attributes:
         marked: whether the cell is drawn as a right answer's place.
         right: whether `after` is right; None where nothing is to be right.
+        note: below both, small.
     """
 
     before: str
     after: str
     marked: bool = False
     right: bool | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ def radar_of(
             axes.fill(angles, line, color=colors[name], alpha=0.10)
         axes.plot(around, guessed, color=INK, lw=1, ls=":", label=said)
         axes.set_xticks(angles, [textwrap.fill(label, 16) for label in labels])
-        axes.tick_params(axis="x", pad=20)
+        axes.tick_params(axis="x", pad=8)
+        for label, sine in zip(axes.get_xticklabels(), np.sin(angles), strict=True):  # beside the circle, not on it
+            label.set_horizontalalignment("center" if abs(sine) < 0.1 else "left" if sine > 0 else "right")
         top = max(40, 10 * np.ceil(max(max(line) for line in lines.values()) / 10))
         rings = np.arange(20, top + 1, 20)
         axes.set_ylim(0, top)
@@ -82,7 +84,7 @@ def radar_of(
         axes.set_rlabel_position(20)
         axes.grid(color=FAINT)
         axes.spines["polar"].set_color(FAINT)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.08), frameon=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1.08), frameon=False)
         return _uri(figure)
 
 

@@ -50,7 +50,7 @@ def _question(folder: Path, place: int, row: dict) -> Question:
         )
     options = dict(zip(letters, map(str, row["choices"]), strict=True))
     facts = {
-        "group": str(row["idx"]),
+        "group": f"item {row['idx']}",
         "tag": f"{row['task']}, {row['source']}",
         "question": f"{row['question']} {' '.join(f'({letter}) {words}' for letter, words in options.items())}",
         "source": row["source"],

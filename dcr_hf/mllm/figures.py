@@ -53,8 +53,8 @@ def changed_items(predictions: dict[str, list[dict]], data: QuestionSet) -> list
             for title, items in by_direction(moved).items()
         ]
         note = (
-            f"Each question with the reply of {reference} → {model} below its image, and the right answer. What "
-            "counts together is shown together: it is right when all of it is."
+            f"Each question with the replies of {reference} → {model} below its image; green: {model} is right. What "
+            "counts together is shown together, and is right when all of it is."
         )
         changes.append(Changes(f"{data.title} items that changed: {reference} → {model}", note, groups))
     return changes
@@ -77,9 +77,9 @@ def _card(old: list[dict], new: list[dict], data: QuestionSet) -> Card:
     images = list(dict.fromkeys(places[row["item"]] for row in new))
     cells: dict[str, list[Cell | None]] = {row["question"]: [None] * len(images) for row in new}
     for before, after in zip(old, new, strict=True):
-        said = (_short(before["reply"]), f"{_short(after['reply'])} (right: {after['answer']})")
+        said, right = (_short(before["reply"]), _short(after["reply"])), after["correct"]
         column = images.index(places[after["item"]])
-        cells[after["question"]][column] = Cell(*said, marked=after["correct"], right=after["correct"])
+        cells[after["question"]][column] = Cell(*said, marked=right, right=right, note=f"right: {after['answer']}")
     pictures = [data_uri(small_copy(data.images, image), "jpeg") for image in images]
     return Card(new[0]["tag"], new[0]["group"], pictures, list(cells.items()))
 

@@ -84,7 +84,7 @@ def _checked(path: Path, number: int, row: dict) -> dict:
 def _question(place: int, row: dict, label: str) -> Question:
     asked = f"{row['Question']} {row['Options']}"
     facts = {
-        "group": f"{place - place % 2 + 1}-{place - place % 2 + 2}",
+        "group": f"questions {place - place % 2 + 1}-{place - place % 2 + 2}",
         "tag": f"pair {place // 2 + 1}",
         "question": asked,
         "options": row["options"],

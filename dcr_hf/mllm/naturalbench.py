@@ -61,7 +61,7 @@ def _questions(folder: Path, number: int, row: dict) -> list[Question]:
     for (question, image), column in zip(CELLS, ANSWERS, strict=True):
         text = str(row[f"Question_{question}"]).strip()
         facts = {
-            "group": str(number),
+            "group": f"group {number}",
             "tag": kind.replace("_", " "),
             "question": text,
             "kind": kind,

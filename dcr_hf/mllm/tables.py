@@ -26,7 +26,7 @@ _COLUMNS = {
         ],
     ),
     "naturalbench": (
-        [("NaturalBench", 4)],
+        [("accuracy", 4)],
         [("all", metric, name) for metric, name in (("acc", "Acc"), ("q_acc", "Q"), ("i_acc", "I"), ("g_acc", "G"))],
     ),
     "cv_bench": (

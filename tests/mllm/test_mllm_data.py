@@ -44,7 +44,7 @@ def test_mmvp(tmp_path, first):
         "Answer with the option's letter from the given choices directly."
     )
     assert question.facts["options"] == {"a": "Open", "b": "Closed"}
-    assert question.facts["answer"] == "b" and question.facts["group"] == "3-4"
+    assert question.facts["answer"] == "b" and question.facts["group"] == "questions 3-4"
 
 
 def test_mmvps_two_wrong_pairs_are_corrected_and_no_other(tmp_path):
