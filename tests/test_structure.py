@@ -113,5 +113,5 @@ def test_every_option_that_the_readme_names_exists():
     assert len(options) > 15
     known = {*Recipe.__dataclass_fields__, *DCRConfig.__dataclass_fields__, "config", "config_file", "num_processes"}
     known |= {"checkpoint", "help"}  # of python -m dcr_hf.export, of every command
-    known |= {"encoders", "benchmarks", "data_root"}  # of recipes/evaluate.py
+    known |= {"encoders", "models", "benchmarks", "data_root"}  # of recipes/evaluate.py and evaluate_mllm.py
     assert options <= known, options - known

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, positive
+from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.encoders import DTYPES
@@ -103,6 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the encoder")
     parser.add_argument("--batch_size", type=positive, default=64, help="images a forward pass")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
     )
     return parser

@@ -9,12 +9,12 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, positive
+from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
 from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.table import markdown
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
-from dcr_hf.mllm.model import Llava
+from dcr_hf.mllm.model import Llava, ModelError
 from dcr_hf.mllm.run import execute
 from dcr_hf.mllm.tables import make_tables
 
@@ -26,22 +26,25 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.data_root and not options.data_root.is_dir():
         parser.error(f"--data_root {options.data_root} is not a folder")
-    if options.output_dir.is_file():
-        parser.error(f"--output_dir {options.output_dir} is a file")
     paths = named_paths(parser, "--models", options.models)
     # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    # cuDNN computes float32 convolutions in TF32 unless told not to.
+    torch.backends.cudnn.allow_tf32 = False
     dtype = options.dtype or ("float32" if state.device.type == "cpu" else "float16")
     asking = (options.batch_size, options.workers, options.max_new_tokens)
     try:
         models = [Llava(name, path, dtype, state.device, *asking) for name, path in paths.items()]
         data = read_benchmarks(options.benchmarks, options.data_root)
-    except (ValueError, FileNotFoundError) as error:
+        options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     try:
         results = execute(models, data, options.output_dir, options.cache_dir, options.batch_size)
     except ImageError as error:
         parser.exit(1, f"error: {image_reason(error)}\n")
+    except ModelError as error:
+        parser.exit(1, f"error: {error}\n")
     except torch.OutOfMemoryError as error:
         parser.exit(
             1,
@@ -77,6 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=positive, default=8, help="questions that are asked at once")
     parser.add_argument("--max_new_tokens", type=positive, default=64, help="a longer reply is cut")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
     )
     return parser

@@ -19,6 +19,10 @@ from dcr_hf.mllm.questions import QuestionSet
 SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
+class ModelError(ValueError):
+    """Weights that do not make up the model: found out when they are read."""
+
+
 class Answerer(Protocol):
     """What is measured.
 
@@ -60,6 +64,8 @@ class Llava:
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
         self.folder = local_folder(path)
         config = _read_config(name, path, self.folder)
+        if Path(path).expanduser().is_dir() and not any(self.folder.glob("model*.safetensors")):
+            raise FileNotFoundError(f"model {name}: {path} has no model*.safetensors, the only weights that are read.")
         self.conversations = Conversations(_read_processor(name, path, self.folder, config))
 
     @cached_property
@@ -86,7 +92,7 @@ class Llava:
             output_loading_info=True,
         )
         if report["missing_keys"]:
-            raise ValueError(
+            raise ModelError(
                 f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
                 f"random, such as {sorted(report['missing_keys'])[0]}."
             )

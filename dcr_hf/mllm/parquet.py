@@ -9,6 +9,8 @@ import pyarrow
 from accelerate import PartialState
 from pyarrow import parquet
 
+from dcr_hf.evaluation.decode import ImageError
+
 
 @dataclass(frozen=True)
 class ParquetImages:
@@ -29,7 +31,7 @@ class ParquetImages:
         row, column = divmod(index, len(self.columns))
         content = self.columns[column][row][self.names[column]]
         if content is None or content["bytes"] is None:
-            raise ValueError(f"{self.name(index)}: the parquet file holds no bytes of this image. Fetch it again.")
+            raise ImageError(f"{self.name(index)}: the parquet file holds no bytes of this image. Fetch it again.")
         return content["bytes"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from mllm_layouts import Scripted, right_answer, save_llava, write_cv_bench, write_mmvp_questions, write_naturalbench
 from PIL import Image
 from programs import ROOT, TORCHRUN, Program, run_program
+from safetensors.torch import load_file, save_file
 
 from dcr_hf.evaluation.results import read_results, read_rows
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
@@ -107,7 +108,7 @@ def test_an_interrupted_run_goes_on(report, data_root, models, tmp_path):
     while running.poll() is None and sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl")) < 5:
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)
-    assert running.wait().returncode == -signal.SIGKILL and not (tmp_path / "report").exists()
+    assert running.wait().returncode == -signal.SIGKILL and not any((tmp_path / "report").iterdir())
     done = sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl"))
     assert 5 <= done < 92
     first = min(kept.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime)
@@ -250,6 +251,18 @@ def test_unreadable_image_ends_the_run_by_name(llava, tmp_path, capsys):
     assert re.search(r"^error: MMVP Images/3.jpg: damaged image", capsys.readouterr().err, re.MULTILINE)
 
 
+def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path, capsys):
+    folder = shutil.copytree(llava, tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "projector" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit) as error:
+        main(arguments(data_root, [f"a={folder}"], tmp_path / "o", tmp_path / "c"))
+    assert error.value.code == 1
+    said = capsys.readouterr().err
+    assert re.search(r"^error: model a: 4 weights are missing .* such as .*multi_modal_projector", said, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -260,6 +273,7 @@ def test_unreadable_image_ends_the_run_by_name(llava, tmp_path, capsys):
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
         (["--batch_size", "0"], r"0 is not positive"),
         (["--max_new_tokens", "-1"], r"-1 is not positive"),
+        (["--workers", "-1"], r"-1 is negative"),
         (["--dtype", "int8"], r"invalid choice: 'int8'"),
         (["--bench_marks", "x"], r"unrecognized arguments: --bench_marks"),
     ],
