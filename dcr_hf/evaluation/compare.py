@@ -73,9 +73,15 @@ def _test(left: Scored, right: Scored, dataset: str, metric: str, difference: fl
 
 
 def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:
-    """Scores again from the prediction files, by (encoder, benchmark, set)."""
+    """Scores again from the prediction files, by (encoder, benchmark, set).
+
+    Raises:
+        ValueError: predictions of another benchmark, as recipes/evaluate_mllm.py keeps them.
+    """
     scored = {}
     for row in results.predictions:
+        if row["benchmark"] not in BENCHMARKS:
+            raise ValueError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
         each = BENCHMARKS[row["benchmark"]].score(row["set"], read_rows(row["path"]))
         each.feature = row["feature"]
         scored[row["encoder"], row["benchmark"], row["set"]] = each

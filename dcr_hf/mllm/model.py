@@ -7,12 +7,13 @@ from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoProcessor, BatchFeature, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import BatchFeature, LlavaForConditionalGeneration
 
 from dcr_hf.encoder import local_folder
 from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.identity import hash_files, weights_revision
+from dcr_hf.mllm.folder import is_local, read_config, read_processor
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 
@@ -63,10 +64,8 @@ class Llava:
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
         self.folder = local_folder(path)
-        config = _read_config(name, path, self.folder)
-        if Path(path).expanduser().is_dir() and not any(self.folder.glob("model*.safetensors")):
-            raise FileNotFoundError(f"model {name}: {path} has no model*.safetensors, the only weights that are read.")
-        self.conversations = Conversations(_read_processor(name, path, self.folder, config))
+        config = read_config(name, path, self.folder)
+        self.conversations = Conversations(read_processor(name, path, self.folder, config))
 
     @cached_property
     def identity(self) -> dict:
@@ -85,7 +84,7 @@ class Llava:
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
         model, report = LlavaForConditionalGeneration.from_pretrained(
-            self.path,
+            Path(self.path).expanduser() if is_local(self.path) else self.path,
             dtype=DTYPES[self.dtype],
             device_map={"": self.device},
             use_safetensors=True,
@@ -152,51 +151,3 @@ class _Asked(Dataset):
 
     def __len__(self) -> int:
         return len(self.data.questions)
-
-
-def _read_config(name: str, path: str, folder: Path) -> PreTrainedConfig:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model {name}: {path} has no config.json: it is no folder of save_pretrained.")
-    raw, _ = PreTrainedConfig.get_config_dict(folder)
-    kind = raw.get("model_type", "untyped")
-    if kind == "llava_llama" or (kind == "llava" and "text_config" not in raw):
-        raise ValueError(
-            f"model {name}: {path} is in the format of LLaVA's own code. Give transformers' version of it, such as "
-            "llava-hf/llava-1.5-7b-hf, or convert it with transformers' convert_llava_weights_to_hf.py."
-        )
-    if kind != "llava":
-        raise ValueError(
-            f"model {name}: {path} is a {kind!r} model; supported is LLaVA-1.5 in transformers' format (model_type "
-            "'llava'), such as llava-hf/llava-1.5-7b-hf."
-        )
-    return LlavaForConditionalGeneration.config_class.from_pretrained(folder)
-
-
-def _read_processor(name: str, path: str, folder: Path, config: PreTrainedConfig) -> LlavaProcessor:
-    try:
-        # Always the PIL backend: with torchvision installed the default resizes differently in the last digits.
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {name}: {path} has no usable processor: {error}") from None
-    if not isinstance(processor, LlavaProcessor):
-        raise ValueError(
-            f"model {name}: {path} has no LlavaProcessor but a {type(processor).__name__}: processor_config.json, "
-            "preprocessor_config.json or the tokenizer is missing."
-        )
-    vision, images = config.vision_config, processor.image_processor
-    size = images.crop_size or images.size
-    found = {
-        "image size": size["height"],
-        "patch_size": processor.patch_size,
-        "vision_feature_select_strategy": processor.vision_feature_select_strategy,
-        "num_additional_image_tokens": processor.num_additional_image_tokens,
-    }
-    class_tokens = int(vision.model_type == "clip_vision_model")
-    needed = (vision.image_size, vision.patch_size, config.vision_feature_select_strategy, class_tokens)
-    for (what, value), wanted in zip(found.items(), needed, strict=True):
-        if value != wanted:
-            raise ValueError(
-                f"model {name}: its processor has {what} {value!r}, its configuration needs {wanted!r}: image tokens "
-                f"would not match the tower's features. Correct processor_config.json in {path}."
-            )
-    return processor

@@ -53,15 +53,16 @@ def read_parquet(
             f"{title}: {folder} holds no {pattern}. Expected are the hub's parquet files with the columns "
             f"{', '.join((*columns, *images))}."
         )
-    tables = [_table(title, file, (*columns, *images), spellings) for file in files]
+    tables = [_table(title, file, columns, images, spellings) for file in files]
     table = datasets.concatenate_datasets(tables)
-    for name in images:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
-        table = table.cast_column(name, datasets.Image(decode=False))
     rows = table.select_columns(list(columns)).to_list()
     return rows, ParquetImages([table.select_columns(name) for name in images], images, title)
 
 
-def _table(title: str, file: Path, wanted: Sequence[str], spellings: Mapping[str, str]) -> datasets.Dataset:
+def _table(
+    title: str, file: Path, columns: Sequence[str], images: Sequence[str], spellings: Mapping[str, str]
+) -> datasets.Dataset:
+    wanted = (*columns, *images)
     try:
         header = parquet.read_schema(file).names
     except (pyarrow.ArrowInvalid, OSError) as error:
@@ -72,4 +73,7 @@ def _table(title: str, file: Path, wanted: Sequence[str], spellings: Mapping[str
         raise ValueError(f"{title}: {file} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
     with PartialState().main_process_first():  # converted once, then memory-mapped from the `datasets` cache
         table = datasets.Dataset.from_parquet(str(file), columns=[found[name] for name in wanted])
-    return table.rename_columns({found[name]: name for name in wanted if found[name] != name})
+    table = table.rename_columns({found[name]: name for name in wanted if found[name] != name})
+    for name in images:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
+        table = table.cast_column(name, datasets.Image(decode=False))
+    return table

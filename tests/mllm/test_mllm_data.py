@@ -120,8 +120,12 @@ def test_naturalbench_of_an_older_revision(tmp_path):
         {("Question Type" if key == "Question_Type" else key): value for key, value in row.items()}
         for row in naturalbench_rows(2)
     ]
-    write_parquet(tmp_path / "naturalbench" / "all.parquet", rows, ("Image_0", "Image_1"))
-    assert len(read("naturalbench", tmp_path).questions) == 8
+    write_parquet(tmp_path / "naturalbench" / "a.parquet", rows, ("Image_0", "Image_1"))
+    write_parquet(
+        tmp_path / "naturalbench" / "b.parquet", naturalbench_rows(2), ()
+    )  # plain structs, no `datasets` type
+    data = read("naturalbench", tmp_path)
+    assert len(data.questions) == 16 and data.images.read(0) == data.images.read(4)
 
 
 def test_naturalbench_answers_that_contradict_its_rule_are_told(tmp_path, caplog):

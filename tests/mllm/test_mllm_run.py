@@ -14,6 +14,7 @@ from PIL import Image
 from programs import ROOT, TORCHRUN, Program, run_program
 from safetensors.torch import load_file, save_file
 
+from dcr_hf.evaluation.cli import main as evaluate_encoders
 from dcr_hf.evaluation.results import read_results, read_rows
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
 from dcr_hf.mllm.cli import main
@@ -230,6 +231,12 @@ def test_report_is_one_file_with_a_radar_and_what_changed(scripted):
 def in_groups(folder, benchmark, size):
     rows = read_rows(folder / "predictions" / f"original-{benchmark}.jsonl")
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def test_results_are_not_taken_for_an_encoders(scripted, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_encoders(["--compare", str(scripted), "--output_dir", str(tmp_path / "o")])
+    assert "benchmark 'mmvp' is none of mmvp_vlm, clustering" in capsys.readouterr().err
 
 
 def test_a_single_axis_is_no_radar(data_root, tmp_path):
