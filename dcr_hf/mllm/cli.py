@@ -31,14 +31,18 @@ def main(arguments: list[str] | None = None) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     # cuDNN computes float32 convolutions in TF32 unless told not to.
     torch.backends.cudnn.allow_tf32 = False
-    dtype = options.dtype or ("float32" if state.device.type == "cpu" else "float16")
+    automatic = "float32" if state.device.type == "cpu" else "float16"
+    dtype = automatic if options.dtype == "auto" else options.dtype
     asking = (options.batch_size, options.workers, options.max_new_tokens)
     try:
         models = [Llava(name, path, dtype, state.device, *asking) for name, path in paths.items()]
         data = read_benchmarks(options.benchmarks, options.data_root)
-        options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
+    except OSError as error:
+        parser.error(f"--output_dir {options.output_dir} cannot be made: {error.strerror}")
     try:
         results = execute(models, data, options.output_dir, options.cache_dir, options.batch_size)
     except ImageError as error:
@@ -75,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         "--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="replies are kept here for the next run"
     )
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="of the model; float16 on an accelerator, as LLaVA's own evaluation"
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="of the model; auto: float16 on an accelerator, as in LLaVA's own evaluation, else float32",
     )
     parser.add_argument("--batch_size", type=positive, default=8, help="questions that are asked at once")
     parser.add_argument("--max_new_tokens", type=positive, default=64, help="a longer reply is cut")

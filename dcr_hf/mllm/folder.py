@@ -4,6 +4,16 @@ from pathlib import Path
 
 from transformers import AutoProcessor, LlavaConfig, LlavaProcessor, PreTrainedConfig
 
+from dcr_hf.encoder import local_folder
+
+
+def find(name: str, path: str) -> Path:
+    """The folder itself, or the hub repository's small files."""
+    try:
+        return local_folder(path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"model {name}: {path} cannot be read: {error}") from error
+
 
 def is_local(path: str) -> bool:
     return Path(path).expanduser().is_dir()

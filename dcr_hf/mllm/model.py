@@ -9,11 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
-from dcr_hf.encoder import local_folder
 from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.identity import hash_files, weights_revision
-from dcr_hf.mllm.folder import is_local, read_config, read_processor
+from dcr_hf.mllm.folder import find, is_local, read_config, read_processor
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 
@@ -35,7 +34,8 @@ class Answerer(Protocol):
     identity: dict
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
-        """Places of questions, in the order of `chosen`, and the replies, batch by batch."""
+        """Places of questions, in the order of `chosen`, and the replies, batch by batch. The call reads the
+        weights, before a batch is taken."""
 
     def release(self) -> None:
         """Forget the weights."""
@@ -63,7 +63,7 @@ class Llava:
     ):
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
-        self.folder = local_folder(path)
+        self.folder = find(name, path)
         config = read_config(name, path, self.folder)
         self.conversations = Conversations(read_processor(name, path, self.folder, config))
 
@@ -98,6 +98,9 @@ class Llava:
         return model.eval()
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        return self._replies(self.model, data, chosen)
+
+    def _replies(self, model: LlavaForConditionalGeneration, data: QuestionSet, chosen: Sequence[int]):
         batches = DataLoader(
             _Asked(data),
             batch_size=self.batch_size,
@@ -107,16 +110,16 @@ class Llava:
             pin_memory=torch.cuda.is_available(),
         )
         for places, inputs in batches:
-            yield places, self._reply(inputs)
+            yield places, self._reply(model, inputs)
 
     def _collate(self, items: list) -> tuple[list[int], BatchFeature]:
         places, images, prompts = zip(*items, strict=True)
         return list(places), self.conversations(list(images), list(prompts))
 
     @torch.inference_mode()
-    def _reply(self, inputs: BatchFeature) -> list[str]:
+    def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
         tokenizer = self.conversations.processor.tokenizer
-        tokens = self.model.generate(
+        tokens = model.generate(
             **inputs.to(self.device, dtype=DTYPES[self.dtype]),
             do_sample=False,
             num_beams=1,

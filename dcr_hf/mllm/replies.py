@@ -76,7 +76,7 @@ def ask(model: Answerer, data: QuestionSet, cache_dir: Path) -> dict[str, str]:
 def _ask_share(
     model: Answerer, data: QuestionSet, store: ReplyStore, mine: list[int], known: int, state: PartialState
 ) -> None:
-    done = known // state.num_processes
+    answers, done = model.answer(data, mine), known // state.num_processes
     bar = tqdm(
         total=done + len(mine),
         initial=done,
@@ -85,7 +85,7 @@ def _ask_share(
         disable=not state.is_main_process,
     )
     with store.writing() as file, bar:
-        for places, replies in model.answer(data, mine):
+        for places, replies in answers:
             for place, reply in zip(places, replies, strict=True):
                 row = {"item": data.questions[place].item, "reply": reply}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -26,8 +26,11 @@ _COLUMNS = {
         ],
     ),
     "naturalbench": (
-        [("accuracy", 4)],
-        [("all", metric, name) for metric, name in (("acc", "Acc"), ("q_acc", "Q"), ("i_acc", "I"), ("g_acc", "G"))],
+        [],
+        [
+            ("all", metric, heading)
+            for metric, heading in (("acc", "Acc"), ("q_acc", "Q-Acc"), ("i_acc", "I-Acc"), ("g_acc", "G-Acc"))
+        ],
     ),
     "cv_bench": (
         [("2D", 3), ("3D", 1), ("both", 2), ("tasks", 4)],
@@ -66,7 +69,8 @@ def _table(results: Results, benchmark: str) -> Table:
         _NOTES[benchmark], "No option: replies that name none, counted as wrong.", source=published.PAPER
     )
     header = ["", *(heading for _, _, heading in columns), "no option"]
-    return Table(benchmark, _TITLES[benchmark], notes, header, cells.measured(row) + theirs, [*groups, ("replies", 1)])
+    groups = [*groups, ("", 1)] if groups else []
+    return Table(benchmark, _TITLES[benchmark], notes, header, cells.measured(row) + theirs, groups)
 
 
 def unparsed_tables(results: Results) -> list[Table]:

@@ -276,8 +276,12 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
         (["--benchmarks", "mmvp_vlm"], r"unknown benchmark 'mmvp_vlm'; known: mmvp, naturalbench, cv_bench"),
         (["--models", "a=/x", "a=/y"], r"--models: the name 'a' is given twice"),
         (["--models", "a="], r"--models a=: expected NAME=FOLDER_OR_ID"),
-        (["--models", "/nowhere"], r"'/nowhere' is neither a folder here nor a hub id"),
+        (
+            ["--models", "/nowhere"],
+            r"model nowhere: /nowhere cannot be read: '/nowhere' is neither a folder here nor a hub id",
+        ),
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
+        (["--output_dir", __file__], r"--output_dir .*test_mllm_run.py cannot be made: File exists"),
         (["--batch_size", "0"], r"0 is not positive"),
         (["--max_new_tokens", "-1"], r"-1 is not positive"),
         (["--workers", "-1"], r"-1 is negative"),
