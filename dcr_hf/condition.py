@@ -133,8 +133,8 @@ def check_projector(folder: str | Path, embedding_width: int, condition_width: i
     place = find_projector(folder)
     if place is None:
         raise FileNotFoundError(
-            f"--stage 2 needs stage 1's projector, and {folder} holds none. Run --stage 1 into the same --output_dir "
-            "first, or give --projector."
+            f"{folder} holds no projector: neither {PROJECTOR_WEIGHTS} nor {PROJECTOR_FOLDER}/{PROJECTOR_WEIGHTS}. "
+            "--stage 2 needs stage 1's projector: run --stage 1 into the same --output_dir first, or give --projector."
         )
     config = json.loads((place / "config.json").read_text())
     if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):

@@ -18,7 +18,7 @@ class Recipe:
     encoder: str = field(metadata={"help": "CLIP or SigLIP to enhance: a folder or a hub id."})
     denoiser: str = field(
         default="Manojb/stable-diffusion-2-1-base",
-        metadata={"help": "Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a hub id."},
+        metadata={"help": "Stable Diffusion 1.x, 2.x or XL in diffusers' layout: a folder or a hub id."},
     )
     train_data: str = field(
         default="pixparse/cc3m-wds",

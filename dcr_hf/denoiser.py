@@ -1,5 +1,6 @@
 """The frozen Stable Diffusion: images -> latents, noise and target; predictions for pairs of latent and condition."""
 
+import logging
 from typing import Literal
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcr_hf.chunks import ChunkPlan, Evaluate, predict_in_chunks
-from dcr_hf.fast_path import begin, finish, install
+from dcr_hf.fast_path import begin, finish, install, why_not_exact
 from dcr_hf.pipeline import check_denoiser, embed_empty_prompt, native_target
 from dcr_hf.planner import make_plan
+
+logger = logging.getLogger(__name__)
 
 NoiseTarget = Literal["auto", "epsilon", "velocity"]
 PairChunkSize = int | Literal["auto"]
@@ -26,9 +29,12 @@ class FrozenDenoiser(nn.Module):
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.
-        empty_prompt: E (1, 77, C).
+        empty_prompt: E (1, 77, C), zeros in an SD-XL that was trained so, see `pipeline.embed_empty_prompt`.
+        token_norm: the mean norm of the text encoder's tokens of the empty prompt.
+        pooled_prompt: (1, P), what SD-XL gets beside the tokens; None elsewhere.
         noise_target: "epsilon" or "velocity", what y is.
-        bias_matrix: (L, C), turns a condition into its biases of all cross-attention layers.
+        bias_matrix: (L, C), turns a condition into its biases of all cross-attention layers; None where the UNet's
+            layers are such that the fast path would not be exact, and all conditions take the plain one.
         pair_chunk_size: pairs that go through the UNet at once; 0 for all. All chunks but the last are recomputed in
             the backward pass, so that the chunk and not B * B sets the peak memory. "auto": by what is free, see
             `planner`.
@@ -43,6 +49,8 @@ class FrozenDenoiser(nn.Module):
         empty_prompt: Tensor,
         noise_target: NoiseTarget = "auto",
         pair_chunk_size: PairChunkSize = 0,
+        pooled_prompt: Tensor | None = None,
+        token_norm: float | None = None,
     ):
         super().__init__()
         self.unet = unet.to(memory_format=torch.channels_last)
@@ -54,10 +62,16 @@ class FrozenDenoiser(nn.Module):
         self.pair_chunk_size = pair_chunk_size
         self.evaluations = 0
         self.register_buffer("empty_prompt", empty_prompt.to(unet.dtype), persistent=False)
+        pooled_prompt = None if pooled_prompt is None else pooled_prompt.to(unet.dtype)
+        self.register_buffer("pooled_prompt", pooled_prompt, persistent=False)
+        self.token_norm = empty_prompt.float().norm(dim=-1).mean().item() if token_norm is None else token_norm
         # float32 on the device once: DDPMScheduler keeps them on the CPU and would copy them at every step.
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clone(), persistent=False)
         self.requires_grad_(False).eval()
-        self.register_buffer("bias_matrix", install(unet, self.empty_prompt), persistent=False)
+        reason = why_not_exact(unet.config)
+        if reason:
+            logger.warning(f"All conditions take the plain path through this denoiser's UNet, because of {reason}.")
+        self.register_buffer("bias_matrix", None if reason else install(unet, self.empty_prompt), persistent=False)
         self._plans: dict[tuple, ChunkPlan] = {}
         self._finish, self._forward, self._compiled = finish, unet.forward, False
 
@@ -69,25 +83,32 @@ class FrozenDenoiser(nn.Module):
         noise_target: NoiseTarget = "auto",
         pair_chunk_size: PairChunkSize = 0,
     ) -> "FrozenDenoiser":
-        """Load a diffusers Stable Diffusion 1.x or 2.x folder or id, on the CPU.
+        """Load a diffusers Stable Diffusion 1.x, 2.x or XL folder or id, on the CPU.
 
         Args:
-            path_or_id: folder or hub id with unet, vae, scheduler, tokenizer and text_encoder (safetensors).
-            dtype: of UNet, VAE and empty prompt; by default bfloat16 where there is a GPU, else float32.
+            path_or_id: folder or hub id with unet, vae, scheduler, tokenizer and text_encoder, and an XL's second ones
+                (safetensors).
+            dtype: of UNet, VAE and empty prompt; by default bfloat16 where there is a GPU, else float32. A VAE whose
+                configuration asks for it (`force_upcast`: its activations leave float16's range, as SD-XL's do) is
+                float32 in place of float16.
             noise_target: "auto" is what the scheduler says that the model predicts.
             pair_chunk_size: see the class.
         """
         check_denoiser(path_or_id)
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        load = {"torch_dtype": dtype, "use_safetensors": True}
+        prompt = embed_empty_prompt(path_or_id)
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(path_or_id, subfolder="unet", **load),
-            vae=AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", **load),
+            unet=UNet2DConditionModel.from_pretrained(
+                path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            ),
+            vae=_load_vae(path_or_id, dtype),
             scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
-            empty_prompt=embed_empty_prompt(path_or_id),
+            empty_prompt=prompt.tokens,
             noise_target=noise_target,
             pair_chunk_size=pair_chunk_size,
+            pooled_prompt=prompt.pooled,
+            token_norm=prompt.token_norm,
         )
 
     @property
@@ -170,8 +191,8 @@ class FrozenDenoiser(nn.Module):
     def predict_chosen(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor, chosen: Tensor) -> Tensor:
         """The predictions for every noisy latent under conditions of its own choice.
 
-        Conditions that are the same for all tokens take the fast path (`fast_path`), others the plain one: with
-        `conditions[:, None].expand(-1, 77, -1)` the two can be compared.
+        Conditions that are the same for all tokens take the fast path (`fast_path`) through a UNet where that is
+        exact, others the plain one: with `conditions[:, None].expand(-1, 77, -1)` the two can be compared.
 
         Args:
             noisy_latents: n (B, 4, h, w).
@@ -184,7 +205,7 @@ class FrozenDenoiser(nn.Module):
         """
         self.evaluations += chosen.numel()
         rows = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
-        path = self._fast_path if conditions.ndim == 2 else self._plain_path
+        path = self._fast_path if conditions.ndim == 2 and self.bias_matrix is not None else self._plain_path
         with _own_dtype(noisy_latents):
             evaluate, brought = path(noisy_latents.to(self.dtype), timesteps, conditions)
             brought = brought[chosen.flatten()]  # (B * M, ...)
@@ -194,7 +215,7 @@ class FrozenDenoiser(nn.Module):
 
     def _fast_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
         """A condition brings one bias vector a layer: (K, L)."""
-        beginning = begin(self.unet, noisy_latents, timesteps, len(self.bias_matrix))
+        beginning = begin(self.unet, noisy_latents, timesteps, len(self.bias_matrix), self._added(noisy_latents))
 
         def evaluate(rows: Tensor, biases: Tensor) -> Tensor:
             with _own_dtype(biases):
@@ -203,14 +224,29 @@ class FrozenDenoiser(nn.Module):
         return evaluate, F.linear(conditions.to(self.bias_matrix.dtype), self.bias_matrix)
 
     def _plain_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
-        """Right for any condition: E + c through the UNet's own cross-attention. A condition brings c: (K, 77, C)."""
+        """Right for any condition: E + c through the UNet's own cross-attention. A condition brings c: (K, 77, C), or
+        (K, 1, C)."""
+        added = self._added(noisy_latents)
 
         def evaluate(rows: Tensor, conditions: Tensor) -> Tensor:
             with _own_dtype(conditions):
                 tokens = self.empty_prompt + conditions.to(self.dtype)  # (P, 77, C)
-                return self._forward(noisy_latents[rows], timesteps[rows], tokens, return_dict=False)[0]
+                return self._forward(
+                    noisy_latents[rows], timesteps[rows], tokens, added_cond_kwargs=added, return_dict=False
+                )[0]
 
-        return evaluate, conditions
+        return evaluate, conditions[:, None] if conditions.ndim == 2 else conditions
+
+    def _added(self, noisy_latents: Tensor) -> dict[str, Tensor] | None:
+        """SD-XL's other inputs, for all latents alike: the pooled prompt, and the size of images that were as large as
+        these, seen whole: (height, width, top 0, left 0, height, width) in pixels, (1, 6)."""
+        if self.pooled_prompt is None:
+            return None
+        pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = (pixels * side for side in noisy_latents.shape[-2:])
+        # Filled on the device: a list would have to be copied there at every step.
+        ids = [torch.full((1,), size, device=noisy_latents.device) for size in (height, width, 0, 0, height, width)]
+        return {"text_embeds": self.pooled_prompt, "time_ids": torch.stack(ids, dim=1)}
 
     def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
         """Made once for each number and kind of pairs, so that all steps of a run have the same chunks."""
@@ -236,6 +272,12 @@ class FrozenDenoiser(nn.Module):
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def _load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
+    asks = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # older files do not
+    dtype = torch.float32 if asks and dtype == torch.float16 else dtype
+    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
 
 
 def _own_dtype(tensor: Tensor) -> torch.autocast:

@@ -8,7 +8,8 @@ Keys and values of the empty prompt E are constants, `W_out W_v` is one small ma
 first bias depends on the condition: it is computed once for a noisy latent and shared by all its conditions.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -17,17 +18,29 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAtt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# What `begin` and `finish` walk; other values mean inputs or layers that they do not know.
 _WITH_ATTENTION = (CrossAttnDownBlock2D, CrossAttnUpBlock2D)
-_WALKED = {
-    "addition_embed_type": None,
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "encoder_hid_dim_type": None,
-    "time_cond_proj_dim": None,
-    "dual_cross_attention": False,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
+_BLOCKS = {
+    "down_block_types": {"DownBlock2D", "CrossAttnDownBlock2D"},
+    "up_block_types": {"UpBlock2D", "CrossAttnUpBlock2D"},
 }
+# A UNet's configuration where the condition is one bias a layer (with `only_cross_attention` the tokens enter what is
+# self-attention elsewhere), and where `begin` and `finish` know the way.
+_WALKED = {
+    "attention_type": "default",
+    "center_input_sample": False,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "time_embedding_act_fn": None,
+}
+
+
+def why_not_exact(config: Mapping[str, Any]) -> str | None:
+    """What keeps a UNet of this configuration from the fast path; None where it is exact, as in SD 1.x, 2.x and XL."""
+    odd = [f"{name} {config[name]!r}" for name, value in _WALKED.items() if config[name] != value]
+    odd += [f"{name} {config[name]}" for name, known in _BLOCKS.items() if not known.issuperset(config[name])]
+    if "CrossAttnDownBlock2D" not in config["down_block_types"]:
+        odd.append("no cross-attention on the way down")
+    return ", ".join(odd) or None
 
 
 class EmptyPromptAttention(nn.Module):
@@ -71,20 +84,12 @@ def _by_head(tokens: Tensor, heads: int) -> Tensor:
 
 @torch.no_grad()
 def install(unet: UNet2DConditionModel, empty_prompt: Tensor) -> Tensor:
-    """Give every cross-attention layer of `unet` its `EmptyPromptAttention`.
+    """Give every cross-attention layer of `unet` its `EmptyPromptAttention`; only where nothing is `why_not_exact`.
 
     Returns:
         (L, C), the matrices W_out W_v of all layers below each other, in float32 at least; L is the sum of the layers'
         widths. A condition's biases are this times c.
-
-    Raises:
-        ValueError: a UNet with inputs or layers that Stable Diffusion 1.x and 2.x do not have.
     """
-    odd = {name: unet.config[name] for name, value in _WALKED.items() if unet.config[name] != value}
-    if odd or unet.config.down_block_types[0] != "CrossAttnDownBlock2D":
-        raise ValueError(
-            f"the denoiser's UNet is not that of a Stable Diffusion 1.x or 2.x: it has {odd or 'no attention first'}."
-        )
     matrices, start = [], 0
     for attention in (layer for name, layer in unet.named_modules() if name.endswith(".attn2")):
         out = attention.to_out[0].weight
@@ -97,41 +102,56 @@ def install(unet: UNet2DConditionModel, empty_prompt: Tensor) -> Tensor:
 
 
 class Beginning(NamedTuple):
-    """What a noisy latent's conditions share: the UNet up to its first bias. h, w as the latent's."""
+    """What a noisy latent's conditions share: the UNet up to its first bias. h, w are those of that level."""
 
     time: Tensor
-    """(B, T), the embedded timestep"""
-    skip: Tensor
-    """(B, C_0, h, w), the first skip connection"""
+    """(B, T), the embedded timestep, with all else that is added to it"""
+    skips: tuple[Tensor, ...]
+    """(B, C_level, h_level, w_level) each, the skip connections so far"""
     residual: Tensor
     """(B, C_0, h, w), around the first transformer"""
     hidden: Tensor
     """(B, h * w, C_0), inside the first transformer, after its cross-attention to E"""
 
     def of(self, rows: Tensor) -> "Beginning":
-        return Beginning(*(tensor[rows] for tensor in self))
+        return Beginning(
+            self.time[rows], tuple(skip[rows] for skip in self.skips), self.residual[rows], self.hidden[rows]
+        )
 
 
 @torch.no_grad()
-def begin(unet: UNet2DConditionModel, noisy_latents: Tensor, timesteps: Tensor, width: int) -> Beginning:
-    """The UNet's first convolution, residual block, self-attention and cross-attention, without the bias.
+def begin(
+    unet: UNet2DConditionModel,
+    noisy_latents: Tensor,
+    timesteps: Tensor,
+    width: int,
+    added: dict[str, Tensor] | None = None,
+) -> Beginning:
+    """The UNet's first convolution, the levels without attention, and of the first transformer with it the residual
+    block, self-attention and cross-attention, without the bias.
 
     Args:
         unet: after `install`.
         noisy_latents: (B, 4, h, w), in the UNet's dtype.
         timesteps: (B,).
         width: L, of all layers' biases.
+        added: the UNet's `added_cond_kwargs`. They reach the time embedding alone, which no condition enters.
     """
     time = unet.time_embedding(unet.time_proj(timesteps).to(noisy_latents.dtype))
-    skip = unet.conv_in(noisy_latents)
-    block = unet.down_blocks[0]
-    residual = block.resnets[0](skip, time)
+    addition = unet.get_aug_embed(time, None, added)
+    time = time if addition is None else time + addition
+    skips = (unet.conv_in(noisy_latents),)
+    first = _first_with_attention(unet)
+    for block in unet.down_blocks[:first]:
+        skips += block(skips[-1], time)[1]
+    block = unet.down_blocks[first]
+    residual = block.resnets[0](skips[-1], time)
     transformer = block.attentions[0]
     layer = transformer.transformer_blocks[0]
     hidden, _ = transformer._operate_on_continuous_inputs(residual)
     hidden = hidden + layer.attn1(layer.norm1(hidden))
     hidden = hidden + layer.attn2(layer.norm2(hidden), encoder_hidden_states=hidden.new_zeros(1, width))
-    return Beginning(time, skip, residual, hidden)
+    return Beginning(time, skips, residual, hidden)
 
 
 def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> Tensor:
@@ -145,17 +165,18 @@ def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> 
     Returns:
         (P, 4, h, w)
     """
-    time, skip, residual, hidden = beginning
-    block = unet.down_blocks[0]
+    time, skips, residual, hidden = beginning
+    first = _first_with_attention(unet)
+    block = unet.down_blocks[first]
     sample = _finish_first_transformer(block.attentions[0], residual, hidden, biases)
-    skips = [skip, sample]
+    skips = [*skips, sample]
     for resnet, transformer in zip(block.resnets[1:], block.attentions[1:], strict=True):
         sample = transformer(resnet(sample, time), encoder_hidden_states=biases, return_dict=False)[0]
         skips.append(sample)
-    for downsampler in block.downsamplers:
+    for downsampler in block.downsamplers or ():  # the last level has none
         sample = downsampler(sample)
         skips.append(sample)
-    for block in unet.down_blocks[1:]:
+    for block in unet.down_blocks[first + 1 :]:
         sample, block_skips = block(sample, time, **_conditions_of(block, biases))
         skips += block_skips
     sample = unet.mid_block(sample, time, encoder_hidden_states=biases)
@@ -166,6 +187,10 @@ def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> 
         size = skips[-1].shape[2:] if skips else None
         sample = block(sample, own, time, upsample_size=size, **_conditions_of(block, biases))
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def _first_with_attention(unet: UNet2DConditionModel) -> int:
+    return next(number for number, block in enumerate(unet.down_blocks) if isinstance(block, CrossAttnDownBlock2D))
 
 
 def _finish_first_transformer(transformer: nn.Module, residual: Tensor, hidden: Tensor, biases: Tensor) -> Tensor:

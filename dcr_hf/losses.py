@@ -85,9 +85,10 @@ def dcr_loss(predictions: Tensor, view_predictions: Tensor, target: Tensor, temp
     Gradients flow through every prediction, negatives included. Computed as a log-softmax in float32 (float64 for
     float64 inputs), whatever the inputs' dtype and whatever autocast is active.
 
-    Relations: with the positives alone it is the reconstruction of y by cosine, plus the same for P+; as the negatives
-    move away from the anchor it tends to a scaled reconstruction loss plus a constant (the paper's second theorem);
-    when all candidates look alike it equals log(B + 1).
+    Relations: when all candidates look alike it equals log(B + 1). Where many unrelated negatives outweigh the
+    positives in the sum over q, it is the reconstruction of y and of P+ by cosine, divided by T, plus a constant (the
+    paper's second theorem). Where the positives outweigh the negatives it tends to log 2 cosh((s(a, P+) - s(a, y)) /
+    2T), which is the former only if P+ is as a; docs/diagnostics.md derives both.
 
     Args:
         predictions: P (B, B, *S); [i, j] is latent i under condition j.

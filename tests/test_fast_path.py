@@ -10,14 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcr_hf import FrozenDenoiser
-from dcr_hf.fast_path import begin, finish, install
+from dcr_hf.fast_path import begin, finish, install, why_not_exact
 
 BATCH, CONDITIONS = 3, 4
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+LAYOUTS = {
+    "1": {"version": 1},
+    "2": {"version": 2},
+    # Without tokens to attend to, and with: SD-XL's own is without.
+    "xl": {"version": "xl"},
+    "xl-encoded": {"version": "xl", "force_zeros_for_empty_prompt": False},
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
 def folder(request, tmp_path_factory):
-    return save_stable_diffusion(tmp_path_factory.mktemp(f"sd{request.param}"), version=request.param)
+    return save_stable_diffusion(tmp_path_factory.mktemp(f"sd-{request.param}"), **LAYOUTS[request.param])
 
 
 def inputs(side):
@@ -49,14 +58,14 @@ def test_the_plain_path_is_the_installed_unet(folder):
     noisy, timesteps, _ = inputs(8)
     tokens = torch.randn(BATCH, 77, CONDITION_WIDTH, generator=torch.Generator().manual_seed(3))
     found = denoiser.predict(noisy, timesteps, tokens)
+    prompt, added = denoiser.empty_prompt, denoiser._added(noisy)
     with torch.no_grad():
-        expected = untouched(noisy, timesteps, denoiser.empty_prompt + tokens).sample
+        expected = untouched(noisy, timesteps, prompt + tokens, added_cond_kwargs=added).sample
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert distance(found, denoiser.predict(noisy, timesteps, tokens[:, :1].expand(-1, 77, -1))) > 1e-3
 
 
-@pytest.mark.parametrize("side", [7, 8, 28, 42])
-@pytest.mark.parametrize("chunk", [0, 5])
+@pytest.mark.parametrize(("side", "chunk"), [(7, 0), (7, 5), (8, 5), (28, 0), (42, 5)])
 def test_fast_equals_plain_in_float32(folder, side, chunk):
     denoiser = FrozenDenoiser.from_pretrained(str(folder), pair_chunk_size=chunk)
     fast, fast_gradient = value_and_gradient(denoiser, side, plain=False)
@@ -67,11 +76,14 @@ def test_fast_equals_plain_in_float32(folder, side, chunk):
     assert distance(fast[:, 0], fast[:, 1]) > 1e-3
 
 
+@pytest.mark.parametrize("folder", ["2", "xl"], indirect=True)
 def test_fast_is_as_close_to_float32_as_plain_in_bfloat16(folder):
     """bfloat16 keeps 8 bits: each path is about 1e-2 from float32, and no two of its orders of operations agree to
     less than that. The fast path must not be worse than the plain one."""
     half = FrozenDenoiser.from_pretrained(str(folder), dtype=torch.bfloat16)
-    exact = FrozenDenoiser(copy.deepcopy(half.unet).float(), half.vae, half.scheduler, half.empty_prompt.float())
+    pooled = None if half.pooled_prompt is None else half.pooled_prompt.float()
+    unet, prompt = copy.deepcopy(half.unet).float(), half.empty_prompt.float()
+    exact = FrozenDenoiser(unet, half.vae, half.scheduler, prompt, pooled_prompt=pooled)
     for index, limit in enumerate([0.02, 0.04]):
         expected = value_and_gradient(exact, 28, plain=True)[index]
         fast, plain = (distance(value_and_gradient(half, 28, path)[index], expected) for path in (False, True))
@@ -79,6 +91,7 @@ def test_fast_is_as_close_to_float32_as_plain_in_bfloat16(folder):
         assert plain < limit
 
 
+@pytest.mark.parametrize("folder", ["2", "xl"], indirect=True)
 def test_autocast_does_not_reach_the_denoiser(folder):
     denoiser = FrozenDenoiser.from_pretrained(str(folder), pair_chunk_size=5)
     noisy, timesteps, conditions = inputs(8)
@@ -92,6 +105,7 @@ def test_autocast_does_not_reach_the_denoiser(folder):
         assert torch.equal(without, under)
 
 
+@pytest.mark.parametrize("folder", ["2", "xl"], indirect=True)
 def test_compiled_chunks_are_the_same_and_one_graph_each_way(folder):
     denoiser = FrozenDenoiser.from_pretrained(str(folder), pair_chunk_size=5)  # 12 pairs: the last chunk has two
     expected, expected_gradient = value_and_gradient(denoiser, 8, plain=False)
@@ -109,17 +123,35 @@ def test_compiled_chunks_are_the_same_and_one_graph_each_way(folder):
     assert len(graphs) == 2
 
 
-def test_a_unet_that_the_walk_does_not_know_is_refused():
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8,
-        norm_num_groups=4,
-        attention_head_dim=4,
-    )
-    with pytest.raises(ValueError, match="not that of a Stable Diffusion"):
-        install(unet, torch.zeros(1, 77, 8))
+@pytest.mark.parametrize(
+    "odd",
+    [{"only_cross_attention": True}, {"mid_block_type": None}, {"center_input_sample": True}],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_elsewhere_all_conditions_take_the_plain_path(tmp_path, odd, caplog):
+    """Tokens in what should be self-attention; no middle, as in distilled models; a step that the walk leaves out."""
+    loaded = FrozenDenoiser.from_pretrained(str(save_stable_diffusion(tmp_path)))
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(dict(loaded.unet.config) | odd).eval()
+    untouched = copy.deepcopy(unet)
+    denoiser = FrozenDenoiser(unet, loaded.vae, loaded.scheduler, loaded.empty_prompt, pair_chunk_size=5)
+    assert denoiser.bias_matrix is None and next(iter(odd)) in caplog.text
+    noisy, timesteps, conditions = inputs(8)
+    found, gradient = value_and_gradient(denoiser, 8, plain=False)
+    with torch.no_grad():
+        for number, condition in enumerate(conditions):
+            tokens = (loaded.empty_prompt + condition).expand(BATCH, -1, -1)
+            expected = untouched(noisy, timesteps, tokens).sample
+            torch.testing.assert_close(found[:, number], expected, rtol=1e-4, atol=1e-5)
+    assert distance(gradient, value_and_gradient(denoiser, 8, plain=True)[1]) < 1e-5
+
+
+def test_the_real_layouts_are_exact_and_what_makes_others_not_is_told():
+    config = dict(UNet2DConditionModel(block_out_channels=(32,) * 4, cross_attention_dim=8).config)
+    assert why_not_exact(config) is None
+    assert why_not_exact(config | {"mid_block_type": None}) == "mid_block_type None"
+    simple = config | {"down_block_types": ("SimpleCrossAttnDownBlock2D",) * 4}
+    assert "down_block_types" in why_not_exact(simple) and "no cross-attention on the way" in why_not_exact(simple)
 
 
 def operations(function, *args):

@@ -39,6 +39,7 @@ ORDER = [
     "compatibility",
     "export",
     "run",
+    "diagnostics",
     "miniature",
     "ablation",
 ]

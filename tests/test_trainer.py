@@ -159,7 +159,7 @@ def test_fidelity_is_the_noise_error_under_three_conditions(encoder, sd_v_folder
         metrics = dcr(denoiser, batch_of_conditions(diffused, conditions, views), Settings()).metrics
         n, t = diffused.noisy_latents, diffused.timesteps
         alpha = denoiser.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-        for name, used in {"own": conditions, "view": views, "other": conditions.roll(1, dims=0)}.items():
+        for name, used in {"own": conditions, "view": views, "other": conditions.roll(-1, dims=0)}.items():
             noise = alpha.sqrt() * denoiser.predict(n, t, used) + (1 - alpha).sqrt() * n
             expected = (noise - diffused.noise).square().mean()
             assert metrics[f"noise_mse/{name}"].item() == pytest.approx(expected.item(), rel=1e-4)

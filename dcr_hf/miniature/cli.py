@@ -14,6 +14,7 @@ from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
 from dcr_hf.miniature.models import SIZES, Size
+from dcr_hf.miniature.pictures import sample_sheet
 from dcr_hf.miniature.pretrain import (
     CLIP_FOLDER,
     DENOISER_FOLDERS,
@@ -23,7 +24,9 @@ from dcr_hf.miniature.pretrain import (
     pretrain_denoiser,
     pretrain_vae,
 )
+from dcr_hf.miniature.scenes import sample_scene
 
+SAMPLED = 8
 LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7
 
 
@@ -34,7 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--size", choices=list(SIZES), default="mini")
-    parser.add_argument("--output_dir", type=Path, required=True, help="both models go here, and measured.json")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="both models go here, measured.json, and what the denoisers draw",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and of all weights")
     parser.add_argument("--prediction_type", choices=PREDICTION_TYPES, nargs="+", default=list(PREDICTION_TYPES))
     parser.add_argument(
@@ -68,7 +76,7 @@ def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str]) -
 
 
 def measure(size: Size, output: Path, prediction_types: list[str], run: dict) -> dict:
-    """measured.json, on the dev draw."""
+    """measured.json, on the dev draw, and what each denoiser draws, sd-miniature.png."""
     data = output / "work" / "dev"
     write_benchmarks(data, "dev", size.image_size)
     results = measure_encoders({"clip": str(output / CLIP_FOLDER)}, data, output / "work" / "report")
@@ -82,6 +90,10 @@ def measure(size: Size, output: Path, prediction_types: list[str], run: dict) ->
         "denoisers": {kind: measure_denoiser(output / DENOISER_FOLDERS[kind]) for kind in prediction_types},
     }
     write_json(output / "measured.json", content)
+    scenes = [sample_scene("dev", index) for index in range(SAMPLED)]
+    for kind in prediction_types:
+        folder = output / DENOISER_FOLDERS[kind]
+        sample_sheet(folder, scenes, size.image_size, output / f"{folder.name}.png")
     return content
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from dcr_hf.evaluation.read_mmvp import CATEGORIES, HEADER, IMAGE_FOLDER
 from dcr_hf.miniature.captions import coarse_caption, describe, phrase, template
-from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Attribute, Scene, render, sample_scene
+from dcr_hf.miniature.drawing import render
+from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Attribute, Scene, sample_scene
 
 PUBLISHED_PAIRS = 15  # a category
 PAIRS = "scene_pairs"
@@ -25,6 +26,7 @@ TRAINING_IMAGES, TRAINING_SEED = 8_000, 100  # DCR's own: not those that the mod
 _CAPTION_KEY, _PAIR_KEY = 21, 22
 _PAIRS_FROM = 1_000_000  # scenes of pairs, of a number that no other set of the draw reaches
 _SHARD = 1000
+_MARK = "scenes.json"  # which scenes a folder holds, written last
 _CHUNK = 64
 
 
@@ -49,10 +51,13 @@ def _draw(jobs: list, size: int) -> np.ndarray:
 def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: int = 0) -> None:
     """CC3M as img2dataset writes it: KEY.jpg, KEY.txt (a coarse caption), KEY.json; `_stats.json` beside a shard.
 
-    A folder that is there is whole and left as it is.
+    A folder that is there is whole and left as it is, unless other scenes than these were drawn into it.
     """
-    if folder.is_dir():
+    wanted = {"draw": draw, "count": count, "size": size, "seed": seed}
+    mark = folder / _MARK
+    if folder.is_dir() and not (mark.is_file() and json.loads(mark.read_text()) != wanted):
         return
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     scenes = [sample_scene(draw, index, seed) for index in range(count)]
     images = draw_scenes(scenes, size, "training images")
@@ -70,6 +75,7 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
         _write_tar(unfinished / f"{shard:05d}.tar", samples)
         facts = {"count": len(samples) // 3, "successes": len(samples) // 3}
         (unfinished / f"{shard:05d}_stats.json").write_text(json.dumps(facts) + "\n")
+    (unfinished / _MARK).write_text(json.dumps(wanted) + "\n")
     unfinished.rename(folder)
 
 
@@ -177,7 +183,7 @@ def write_benchmarks(
     `per_category`, and the labelled sets `scene_shape`, `scene_<attribute>`. What is whole already is left as it is.
     """
     wanted = {"draw": draw, "size": size, "seed": seed, "pairs": per_category, "train": train, "test": test}
-    mark = root / "scenes.json"
+    mark = root / _MARK
     if mark.is_file() and json.loads(mark.read_text()) == wanted:
         return
     shutil.rmtree(root, ignore_errors=True)

@@ -58,7 +58,7 @@ SIZES = {
         condition_width=64,
         text_layers=2,
         images=24_000,
-        steps={"clip": 1_200, "vae": 2_000, "unet": 1_800},
+        steps={"clip": 2_000, "vae": 2_000, "unet": 1_800},
         batch={"clip": 128, "vae": 16, "unet": 48},
         learning_rate={"clip": 1e-3, "vae": 1.5e-3, "unet": 1.5e-3},
     ),

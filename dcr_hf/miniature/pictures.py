@@ -3,16 +3,19 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.evaluation.plots import data_uri
 from dcr_hf.miniature.captions import full_caption
-from dcr_hf.miniature.scenes import Scene, render
+from dcr_hf.miniature.drawing import render
+from dcr_hf.miniature.scenes import Scene
 
 TIMESTEP = 600  # most of the image is gone: what comes back comes from the condition
 
@@ -25,6 +28,23 @@ def scene_sheet(scenes: Sequence[Scene], size: int, columns: int = 6) -> str:
         _show(axes, np.asarray(render(scene, size)))
         axes.set_title(textwrap.fill(full_caption(scene).removeprefix("a photo of "), 26), fontsize=7)
     return _uri(figure)
+
+
+def sample_sheet(folder: Path, scenes: Sequence[Scene], size: int, path: Path, steps: int = 50, seed: int = 0) -> None:
+    """What the Stable Diffusion in `folder` draws from the scenes' full captions, below the scenes, as a PNG file."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(desc=f"sampling {folder.name}")
+    captions = [full_caption(scene) for scene in scenes]
+    generator = torch.Generator().manual_seed(seed)
+    sampled = pipeline(captions, num_inference_steps=steps, guidance_scale=2.0, generator=generator, output_type="np")
+    figure = Figure(figsize=(1.75 * len(scenes), 4.6), layout="constrained")
+    for pair, scene, caption, image in zip(
+        figure.subplots(2, len(scenes)).T, scenes, captions, sampled.images, strict=True
+    ):
+        _show(pair[0], np.asarray(render(scene, size)))
+        pair[0].set_title(textwrap.fill(caption.removeprefix("a photo of "), 26), fontsize=7)
+        _show(pair[1], image)
+    figure.savefig(path, format="png", dpi=110)
 
 
 @torch.no_grad()

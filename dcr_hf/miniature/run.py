@@ -10,20 +10,19 @@ import torch
 from dcr_hf.condition import Projector, find_projector
 from dcr_hf.config import Recipe
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.encoder import ImageEncoder
+from dcr_hf.encoder import ImageEncoder, read_encoder_config
 from dcr_hf.evaluation.report import Section, write_report
 from dcr_hf.evaluation.results import Results, read_results
 from dcr_hf.evaluation.tables import make_tables
 from dcr_hf.export import export_folders
+from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.measure import measure_encoders
-from dcr_hf.miniature.models import SIZES
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
-from dcr_hf.miniature.scenes import render, sample_scene
+from dcr_hf.miniature.scenes import sample_scene
 from dcr_hf.run import ends_with_a_line, parse, run
 from dcr_hf.stages import END_TO_END, STAGE1
 
-SIZE = SIZES["mini"].image_size
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
 
@@ -45,9 +44,10 @@ def main(recipe: Recipe, **training: Any) -> None:
                     f"--{option} {folder} is not there yet. Make it, once: python recipes/pretrain_miniature.py "
                     f"--output_dir {Path(folder).parent}"
                 )
+        size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn:
-            write_training_shards(drawn, "train", TRAINING_IMAGES, SIZE, TRAINING_SEED)
+            write_training_shards(drawn, "train", TRAINING_IMAGES, size, TRAINING_SEED)
         _wait(args.world_size)
         enhanced, _ = export_folders(recipe.encoder, output)
         report = output / "report" / "report.html"
@@ -58,13 +58,13 @@ def main(recipe: Recipe, **training: Any) -> None:
         if recipe.dry_run or not enhanced.is_dir():
             return
         if first:
-            write_benchmarks(data, "test", SIZE)
+            write_benchmarks(data, "test", size)
         _wait(args.world_size)
         encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
         measure_encoders(encoders, data, report.parent)  # each process a share
         if first:
             results = read_results(report.parent)
-            write_report(results, make_tables(results), report, _sections(recipe, enhanced, output))
+            write_report(results, make_tables(results), report, _sections(recipe, enhanced, output, size))
             print(summary(results))
             print(f"\n{verdict(results)}\n\nThe report: {report}")
 
@@ -74,10 +74,10 @@ def _wait(processes: int) -> None:
         torch.distributed.barrier()
 
 
-def _sections(recipe: Recipe, enhanced: Path, output: Path) -> list[Section]:
+def _sections(recipe: Recipe, enhanced: Path, output: Path, size: int) -> list[Section]:
     scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
-    sheet = scene_sheet(scenes[:SHOWN_SCENES], SIZE)
-    pixels = np.stack([np.asarray(render(scene, SIZE)) for scene in scenes[:SHOWN_PREDICTIONS]])
+    sheet = scene_sheet(scenes[:SHOWN_SCENES], size)
+    pixels = np.stack([np.asarray(render(scene, size)) for scene in scenes[:SHOWN_PREDICTIONS]])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
     trained = output / (END_TO_END if recipe.stage == END_TO_END else STAGE1)

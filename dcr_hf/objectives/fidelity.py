@@ -32,7 +32,5 @@ def noise_errors(denoiser: FrozenDenoiser, diffused: Diffused, **predictions: Te
 
 
 def condition_norm(denoiser: FrozenDenoiser, conditions: Tensor) -> dict[str, Tensor]:
-    """The mean norm of the conditions (B, C), as a multiple of that of the empty prompt's tokens, to which they are
-    added."""
-    norm = conditions.norm(dim=-1).mean() / denoiser.empty_prompt.float().norm(dim=-1).mean()
-    return {"condition_norm": norm}
+    """The mean norm of the conditions (B, C), as a multiple of that of a token of the empty prompt."""
+    return {"condition_norm": conditions.norm(dim=-1).mean() / denoiser.token_norm}

@@ -9,6 +9,7 @@ from dcr_hf.data import TrainingImages
 from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.read_mmvp import CATEGORIES, read_mmvp
 from dcr_hf.evaluation.read_shards import read_labeled
+from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import (
     PAIRS,
     pairs,
@@ -17,7 +18,7 @@ from dcr_hf.miniature.layouts import (
     write_pairs,
     write_training_shards,
 )
-from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, render, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, sample_scene
 from dcr_hf.sources import find_source
 
 
@@ -32,6 +33,24 @@ def test_training_shards_are_read_as_cc3m(tmp_path):
     images = TrainingImages(source, 32, 4, rank=0, world_size=1)
     first = next(iter(images))
     assert first["image"].shape == (3, 32, 32)
+
+
+def test_training_shards_are_drawn_once_and_anew_for_another_size(tmp_path):
+    folder = tmp_path / "train"
+
+    def widths():
+        facts = [member for member in tarfile.open(folder / "00000.tar") if member.name.endswith(".json")]
+        return len(facts), json.loads(tarfile.open(folder / "00000.tar").extractfile(facts[0].name).read())["width"]
+
+    write_training_shards(folder, "train", 6, 32)
+    (folder / "00000_stats.json").unlink()
+    write_training_shards(folder, "train", 6, 32)
+    assert widths() == (6, 32) and not (folder / "00000_stats.json").exists()  # left as it was
+    write_training_shards(folder, "train", 5, 64)
+    assert widths() == (5, 64) and (folder / "00000_stats.json").exists()
+    (folder / "scenes.json").unlink()  # somebody's own shards
+    write_training_shards(folder, "train", 7, 32)
+    assert widths() == (5, 64)
 
 
 def test_pairs_differ_in_exactly_one_attribute():

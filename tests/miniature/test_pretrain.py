@@ -161,6 +161,8 @@ def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path
     from dcr_hf.miniature.layouts import write_benchmarks as cli_write
 
     monkeypatch.setattr(cli, "measure_denoiser", partial(measure_denoiser, count=100))
+    monkeypatch.setattr(cli, "SAMPLED", 2)
+    monkeypatch.setattr(cli, "sample_sheet", partial(cli.sample_sheet, steps=2))
     monkeypatch.setattr(pretrain, "fit", lambda *args, **kwargs: pytest.fail("trained again what was there"))
     with pytest.raises(SystemExit):
         cli.main(["--output_dir", str(tmp_path), "--size", "huge"])
@@ -169,4 +171,5 @@ def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path
     assert len(measured["pairs"]) == 10 and set(measured["denoisers"]) == set(pretrain.PREDICTION_TYPES)
     assert measured["run"]["seed"] == 0
     assert {"zeroshot/scene_shape/acc1", "linear_probe/scene_count/acc1"} <= measured["clip"].keys()
+    assert (pretrained / "sd-miniature-v.png").read_bytes()[:4] == b"\x89PNG"
     assert "pairs" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Scenes are what their seed says, byte for byte; attributes are independent; backgrounds know nothing of classes."""
 
 import hashlib
+import itertools
 import subprocess
 import sys
 
@@ -9,13 +10,16 @@ import pytest
 
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.miniature.captions import coarse_caption, describe, full_caption
+from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.models import MAX_TOKENS, make_tokenizer
-from dcr_hf.miniature.scenes import ATTRIBUTES, DRAWS, SHAPES, render, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, DRAWS, SHAPES, sample_scene
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process():
     program = (
-        "import hashlib; from dcr_hf.miniature.scenes import render, sample_scene\n"
+        "import hashlib\n"
+        "from dcr_hf.miniature.drawing import render\n"
+        "from dcr_hf.miniature.scenes import sample_scene\n"
         "digest = hashlib.sha256()\n"
         "for index in range(20): digest.update(render(sample_scene('dev', index, 3)).tobytes())\n"
         "print(digest.hexdigest())"
@@ -60,14 +64,16 @@ def test_the_background_is_independent_of_the_class_and_of_every_attribute():
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=lambda each: each.name)
 @pytest.mark.parametrize("size", [32, 64])
-def test_each_value_is_to_be_seen_and_changes_little_else(attribute, size):
-    for index in range(8):
+def test_each_value_is_drawn_now_faintly_now_plainly_and_changes_little_else(attribute, size):
+    strengths = []
+    for index in range(40):
         scene = sample_scene("test", index)
         images = [np.asarray(render(scene.changed(attribute.name, value), size), int) for value in attribute.values]
-        for first in range(len(images)):
-            for second in range(first):
-                changed = np.abs(images[first] - images[second]).max(axis=2) > 12
-                assert 0.003 < changed.mean() < 0.6
+        for first, second in itertools.combinations(images, 2):
+            changed = np.abs(first - second).max(axis=2)
+            assert 0 < changed.max() and (changed > 12).mean() < 0.6
+            strengths.append(np.quantile(changed, 0.99))
+    assert 3 * np.quantile(strengths, 0.1) < np.quantile(strengths, 0.9) > 40
 
 
 def test_captions_name_what_is_asked_and_fit_the_text_tower():

@@ -1,5 +1,6 @@
 """LLaVA as its own evaluation asks it: words, padding, batches; folders that are none are refused by name."""
 
+import copy
 import json
 import shutil
 
@@ -78,6 +79,9 @@ def test_replies_depend_on_the_image(llava, data):
     changed = [model.conversations([image], ["What?"]) for image in photographs(2)]
     first, second = (model.model(**inputs).logits for inputs in changed)
     assert not torch.allclose(first[:, -1], second[:, -1], atol=1e-3)
+    assert "model" in vars(model) and "model" not in vars(copy.copy(model))  # as it travels to a loader's workers
+    model.release()
+    assert "model" not in vars(model)
 
 
 def test_identity_changes_with_what_replies_depend_on(llava, tmp_path):

@@ -1,0 +1,99 @@
+"""Embeddings and the predictions under their conditions, as Gram matrices over the same images."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dcr_hf.condition import Projector
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.evaluation.embed import pixel_batches
+from dcr_hf.evaluation.encoders import PretrainedEncoder
+from dcr_hf.evaluation.image_sets import LabeledImages
+
+
+def choose_images(labels: np.ndarray, classes: int, images_per_class: int) -> np.ndarray:
+    """Numbers of images of at most so many classes, and of each at most so many; the same ones at every call.
+
+    Raises:
+        ValueError: fewer than two classes, or not two images of any.
+    """
+    generator = np.random.default_rng(0)
+    present = np.unique(labels)
+    chosen = np.sort(generator.permutation(present)[:classes])
+    rows = [generator.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in chosen]
+    if len(rows) < 2 or max(map(len, rows)) < 2:
+        raise ValueError(
+            f"{len(rows)} classes of at most {max(map(len, rows))} images: scatter within and between classes needs "
+            "two classes, and two images of one of them."
+        )
+    return np.sort(np.concatenate(rows))
+
+
+def embed(
+    encoder: PretrainedEncoder, data: LabeledImages, rows: np.ndarray, batch_size: int, workers: int
+) -> tuple[Tensor, Tensor]:
+    """z (N, D) on the encoder's device, and the pixels (N, 3, S, S) uint8, of some images of a data set."""
+    embeddings, pixels = [], []
+    with tqdm(total=len(rows), desc=f"embedding {data.name}", unit=" images") as bar:
+        for batch in pixel_batches(data.images, encoder.preprocess, rows.tolist(), batch_size, workers):
+            embeddings.append(torch.from_numpy(encoder.embed_images(batch)["projected"]))
+            pixels.append(batch)
+            bar.update(len(batch))
+    return torch.cat(embeddings).to(encoder.device), torch.cat(pixels)
+
+
+@torch.no_grad()
+def conditions_of(projector: Projector, embeddings: Tensor) -> Tensor:
+    """c (N, C)."""
+    return projector.eval()(embeddings)
+
+
+def embedding_gram(embeddings: Tensor) -> np.ndarray:
+    """(N, N), of z (N, D) at unit length, as D-Ability is measured."""
+    return _gram(F.normalize(embeddings.double(), dim=-1))
+
+
+@torch.no_grad()
+def prediction_gram(
+    denoiser: FrozenDenoiser, conditions: Tensor, pixels: Tensor, probes: int, seed: int, batch_size: int
+) -> np.ndarray:
+    """(N, N), of the predictions under conditions (N, C): each at unit length, as in the loss, the mean over probes.
+
+    A probe is a noisy latent: one of the images, its timestep and noise, drawn by the seed. It is the same for all
+    conditions, so that only they make the predictions differ.
+
+    Args:
+        pixels: (N, 3, S, S), uint8, to draw probes from.
+        probes: how many; their timesteps are spread over the whole schedule.
+    """
+    total = np.zeros((len(conditions), len(conditions)))
+    noisy_latents, timesteps = _probes(denoiser, pixels, probes, seed)
+    with tqdm(total=probes * len(conditions), desc=f"seed {seed}", unit=" predictions") as bar:
+        for noisy, timestep in zip(noisy_latents.split(1), timesteps.split(1), strict=True):
+            parts = []
+            for some in conditions.split(batch_size):
+                parts.append(denoiser.predict_pairs(noisy, timestep, some)[0].flatten(1))  # (n, 4 * h * w)
+                bar.update(len(some))
+            total += _gram(F.normalize(torch.cat(parts).double(), dim=-1)) / probes
+    return total
+
+
+def _probes(denoiser: FrozenDenoiser, pixels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy latents (K, 4, h, w) and their timesteps (K,)."""
+    device, steps = denoiser.alphas_cumprod.device, denoiser.scheduler.config.num_train_timesteps
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        chosen = torch.randint(len(pixels), (count,))
+        spread = (torch.arange(count) + torch.rand(count)) / count
+        timesteps = (spread * steps).long().clamp(max=steps - 1).to(device)
+        latents = denoiser.encode(pixels[chosen].to(device) / 255)
+        return denoiser.add_noise(latents, torch.randn_like(latents), timesteps), timesteps
+
+
+def _gram(points: Tensor) -> np.ndarray:
+    """From the points' mean as the origin: predictions of one latent are so close that their distances would be lost
+    between numbers near 1."""
+    centred = points - points.mean(dim=0)
+    return (centred @ centred.T).cpu().numpy()

@@ -1,0 +1,177 @@
+"""A scene -> its pixels. The same scene gives the same ones."""
+
+import colorsys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from dcr_hf.miniature.outlines import outline_between
+from dcr_hf.miniature.scenes import SHAPES, Scene
+
+_UNIT = 32.0  # scenes are laid out on a 32 x 32 square, whatever the size they are drawn at
+_SUPERSAMPLING = 4
+_HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78}
+_LEAN = 0.33  # an outline leans up to this far towards another class
+# How much of a detail is drawn at least. Every power of two between this and all of it is as frequent as the next, so
+# that an encoder's eyes decide how many of an attribute's details it sees: with one strength it learns the attribute
+# wholly or not at all. A crown is seen at two percent, a dot in a corner hardly at ten.
+_FAINTEST = {
+    "orientation": 0.025,
+    "feature": 0.015,
+    "state": 0.01,
+    "count": 0.2,
+    "position": 0.13,
+    "color": 0.03,
+    "structure": 0.05,
+    "text": 0.18,
+    "viewpoint": 0.02,
+}
+_RADIUS, _NEARER = 8.2, {"near": 1.7, "far": -1.7}
+_LOOK_KEY = 12  # a stream of random numbers that knows nothing of class and attributes
+
+
+def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = None) -> Image.Image:
+    """Draw a scene.
+
+    Args:
+        scene: what to draw.
+        size: side of the image in pixels.
+        background: the `look` of another scene, to stand before its background.
+
+    Returns:
+        an RGB image, size x size.
+    """
+    canvas = _Canvas(_background(background or scene.look, size * _SUPERSAMPLING))
+    look = np.random.default_rng((*scene.look, _LOOK_KEY))
+    center = np.array([15.5, 15.5]) + look.uniform(-1, 1, 2)
+    stretch = np.array([1, -1]) * look.uniform(-0.1, 0.1) + 1
+    turn = np.deg2rad(look.uniform(-8, 8))
+    lean = look.uniform(0, _LEAN)
+    towards = str(look.choice(SHAPES))
+    # How much of each detail is drawn, whatever its value is.
+    strength = {name: least ** look.uniform() for name, least in _FAINTEST.items()}
+    radius = _RADIUS + _NEARER[scene.viewpoint] * strength["viewpoint"]
+    ink = colorsys.hsv_to_rgb(
+        (_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, strength["color"], look.uniform(0.8, 1)
+    )
+    moved = look.uniform(0, 1, 6)  # how far what stands around the object stands from its corner
+    noise = look.normal(0, 0.02, (size, size, 3))
+
+    def place(points: np.ndarray) -> np.ndarray:
+        """The object's own coordinates (its radius is 1, y down) -> the canvas."""
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        return center + radius * (points * stretch) @ rotation.T
+
+    with canvas.faded(strength["orientation"]):
+        side = -1 if scene.orientation == "left" else 1
+        corners = np.array([(0.5, -0.62), (1.5, 0.0), (0.5, 0.62)]) * (side, 1)
+        canvas.polygon(place(corners), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
+    outline = outline_between(scene.shape, towards, lean)
+    _draw_body(canvas, place, outline, scene.structure, ink, strength["structure"])
+    if scene.feature == "crown":
+        with canvas.faded(strength["feature"]):
+            canvas.polygon(place(_CROWN), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
+    if scene.state == "broken":
+        with canvas.faded(strength["state"]):
+            canvas.line(place(_CRACK), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
+    with canvas.faded(strength["count"]):
+        for number in range(("one", "two", "three").index(scene.count) + 1):
+            at = (3.4 + 1.5 * moved[0] + 5.0 * number, 28.9 - 1.6 * moved[1])
+            canvas.disc(at, 1.9, (0.98, 0.98, 0.98), outline=(0.1, 0.1, 0.1))
+    with canvas.faded(strength["position"]):
+        height = 4.4 + 2 * moved[2] if scene.position == "below" else 27.6 - 2 * moved[2]
+        canvas.disc((27.8 - 2 * moved[3], height), 3.2, (0.75, 0.95, 1.0), outline=(0.05, 0.1, 0.35))
+    with canvas.faded(strength["text"]):
+        _draw_letter(canvas, scene.text, 1.2 * moved[4:])
+    pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING), dtype=np.float64) / 255 + noise
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+class _Canvas:
+    """Draws in layout units; colours are RGB fractions."""
+
+    def __init__(self, image: Image.Image):
+        self.image = image
+        self._draw = ImageDraw.Draw(image)
+        self._scale = image.width / _UNIT
+
+    def polygon(self, points: np.ndarray, color, outline=None) -> None:
+        place = [tuple(point) for point in np.asarray(points) * self._scale]
+        self._draw.polygon(place, fill=_rgb(color))
+        if outline is not None:
+            self._draw.line([*place, place[0]], fill=_rgb(outline), width=round(0.6 * self._scale), joint="curve")
+
+    def line(self, points: np.ndarray, color, width: float) -> None:
+        place = [tuple(point) for point in np.asarray(points) * self._scale]
+        self._draw.line(place, fill=_rgb(color), width=round(width * self._scale), joint="curve")
+
+    def disc(self, center, radius: float, color, outline) -> None:
+        box = [(axis + side * radius) * self._scale for side in (-1, 1) for axis in center]
+        self._draw.ellipse(box, fill=_rgb(color), outline=_rgb(outline), width=round(0.5 * self._scale))
+
+    def mask(self, polygons: list[np.ndarray], strength: float = 1.0) -> Image.Image:
+        """Where the polygons are, that strong."""
+        mask = Image.new("L", self.image.size, 0)
+        draw = ImageDraw.Draw(mask)
+        for points in polygons:
+            draw.polygon([tuple(point) for point in points * self._scale], fill=round(255 * strength))
+        return mask
+
+    @contextmanager
+    def faded(self, strength: float) -> Iterator[None]:
+        """What is drawn meanwhile, only that strong."""
+        before = self.image.copy()
+        yield
+        self.image.paste(Image.blend(before, self.image, strength))
+
+
+def _rgb(color) -> tuple[int, ...]:
+    return tuple(round(255 * part) for part in color)
+
+
+def _background(look: tuple[int, ...], side: int) -> Image.Image:
+    """A slow gradient between two muted colours, in any direction."""
+    random = np.random.default_rng((*look, _LOOK_KEY + 1))
+    ends = np.array(
+        [
+            colorsys.hsv_to_rgb(random.uniform(), random.uniform(0.05, 0.35), random.uniform(0.3, 0.75))
+            for _ in range(2)
+        ]
+    )
+    angle = random.uniform(0, 2 * np.pi)
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, side), np.linspace(-0.5, 0.5, side))
+    share = (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2))[..., None]
+    return Image.fromarray((255 * (ends[0] * (1 - share) + ends[1] * share)).astype(np.uint8))
+
+
+def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink, strength: float) -> None:
+    corners = place(outline)
+    behind = canvas.image.copy()
+    canvas.polygon(corners, ink)
+    if structure == "hollow":
+        canvas.image.paste(behind, (0, 0), canvas.mask([place(0.55 * outline)], strength))
+    if structure == "striped":
+        band = np.array([(-1.2, 0.0), (1.2, 0.0), (1.2, 0.3), (-1.2, 0.3)])
+        bands = [place(band + np.array([0, height])) for height in np.arange(-0.95, 1.0, 0.62)]
+        stripes = ImageChops.darker(canvas.mask(bands, strength), canvas.mask([corners]))
+        canvas.image.paste(_rgb((0.97, 0.97, 0.97)), (0, 0), stripes)
+    canvas.line(np.vstack([corners, corners[:1]]), tuple(0.25 * part for part in ink), 0.6)
+
+
+_CROWN = np.array([(-0.62, -0.62), (-0.75, -1.4), (-0.3, -1.05), (0, -1.5), (0.3, -1.05), (0.75, -1.4), (0.62, -0.62)])
+_CRACK = np.array([(0.25, -1.1), (-0.3, -0.4), (0.3, 0.1), (-0.3, 0.55), (0.2, 1.15)])
+_STROKES = {
+    "L": [[(0.1, 0), (0.1, 1), (0.95, 1)]],
+    "O": [[(0, 0), (1, 0), (1, 1), (0, 1), (0, 0), (1, 0)]],
+    "T": [[(0, 0), (1, 0)], [(0.5, 0), (0.5, 1.1)]],
+    "X": [[(0, 0), (1, 1)], [(1, 0), (0, 1)]],
+}
+
+
+def _draw_letter(canvas: _Canvas, letter: str, moved: np.ndarray) -> None:
+    plate = np.array([(0.4, 0.4), (7.6, 0.4), (7.6, 7.6), (0.4, 7.6)])
+    canvas.polygon(plate + moved, (0.96, 0.96, 0.92))
+    for stroke in _STROKES[letter]:
+        canvas.line(np.array([2.0, 2.0]) + moved + 4.0 * np.array(stroke), (0.08, 0.08, 0.3), 1.4)
