@@ -20,7 +20,8 @@ class Results:
             p, test, noise.
         encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
         data: facts by set name (source, revision, items).
-        predictions: rows of encoder, benchmark, set, feature, seeds, path.
+        predictions: rows of encoder, benchmark, set, path; feature and seeds, or items and unparsed of a multimodal
+            model, which stands where an encoder does.
         maps: rows of encoder, set, feature, path.
         thumbnails: folders with the MMVP images, small.
         runs: command, dtype, seeds, versions, time of each run.
@@ -69,8 +70,8 @@ def read_results(path: Path) -> Results:
 def merge(paths: list[Path]) -> Results:
     """Several runs as one, but for `results` and `comparisons`: these follow from the predictions.
 
-    Encoders of one name and the same weights are one encoder, and what several runs measured of it is taken from the
-    first. Where other weights have a name that is taken, the folder of their run is added to it.
+    Encoders of one name and the same weights, image processor and dtype are one encoder, and what several runs
+    measured of it is taken from the first. Where another has a name that is taken, its run's folder is added to it.
     """
     merged = Results()
     for path in paths:

@@ -4,7 +4,7 @@ from dcr_hf.evaluation.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_
 from dcr_hf.evaluation.plots import data_uri, encoder_colors, radar_of
 from dcr_hf.evaluation.report import Section
 from dcr_hf.evaluation.results import Results
-from dcr_hf.mllm.questions import QuestionSet
+from dcr_hf.mllm.questions import QuestionSet, shortened
 
 AXES = {
     "MMVP pairs": ("mmvp", "official", "pair_accuracy"),
@@ -77,13 +77,8 @@ def _card(old: list[dict], new: list[dict], data: QuestionSet) -> Card:
     images = list(dict.fromkeys(places[row["item"]] for row in new))
     cells: dict[str, list[Cell | None]] = {row["question"]: [None] * len(images) for row in new}
     for before, after in zip(old, new, strict=True):
-        said, right = (_short(before["reply"]), _short(after["reply"])), after["correct"]
+        said, right = (shortened(before["reply"]), shortened(after["reply"])), after["correct"]
         column = images.index(places[after["item"]])
         cells[after["question"]][column] = Cell(*said, marked=right, right=right, note=f"right: {after['answer']}")
     pictures = [data_uri(small_copy(data.images, image), "jpeg") for image in images]
     return Card(new[0]["tag"], new[0]["group"], pictures, list(cells.items()))
-
-
-def _short(reply: str) -> str:
-    text = " ".join(reply.split()) or "(nothing)"
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -35,6 +35,12 @@ class QuestionSet(ImageSet):
     questions: Sequence[Question] = field(default_factory=tuple)
 
 
+def shortened(text: str, length: int = 80) -> str:
+    """A text on one line of a table."""
+    text = " ".join(text.split()) or "(nothing)"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def warn_of_another_size(title: str, source: str, found: int, published: int) -> None:
     """A part of a benchmark can be asked, but not be laid beside published numbers."""
     if found != published:

@@ -39,9 +39,8 @@ def execute(
     for questions in data.values():
         facts = {"source": questions.source, "revision": questions.revision, "images": len(questions.images)}
         results.data[questions.title] = {**facts, "questions": len(questions.questions)}
-    notes = {"Conversation": TEMPLATE, "Decoding": "greedy"}
-    results.runs = [{**run_facts(state), "benchmarks": list(data), "batch_size": batch_size, "refused": []}]
-    results.runs[0]["notes"] = notes
+    asked = {"benchmarks": list(data), "batch_size": batch_size, "refused": []}
+    results.runs = [{**run_facts(state), **asked, "notes": {"Conversation": TEMPLATE, "Decoding": "greedy"}}]
     predictions = {place: predict(place[1], data[place[1]], said) for place, said in replies.items()}
     _keep(predictions, data, output_dir, results)
     collect(results, _score(predictions, data))

@@ -4,8 +4,9 @@ from dcr_hf.evaluation import published
 from dcr_hf.evaluation.cells import Cells, difference_table
 from dcr_hf.evaluation.results import Results, read_rows
 from dcr_hf.evaluation.table import DASH, Row, Table
+from dcr_hf.mllm.questions import shortened
 
-LISTED, SHORTENED = 25, 80
+LISTED = 25
 _NOTES = {
     "mmvp": "Percent. A pair counts when both of its questions are right; guessing gets 25 % of the pairs. Corrected: "
     "the labels of two pairs, published the wrong way round, are swapped.",
@@ -14,7 +15,6 @@ _NOTES = {
     "cv_bench": "Percent. 2D is the mean of ADE20K and COCO, 3D is Omni3D, overall the mean of 2D and 3D, micro the "
     "share of all items.",
 }
-_TITLES = {"mmvp": "MMVP", "naturalbench": "NaturalBench", "cv_bench": "CV-Bench"}
 # Of each benchmark: (group, number of columns), none where there are no groups; (dataset, metric, heading).
 _COLUMNS = {
     "mmvp": (
@@ -53,10 +53,10 @@ def make_tables(results: Results) -> list[Table]:
 
 def _table(results: Results, benchmark: str) -> Table:
     cells, (groups, columns) = Cells(results, benchmark), _COLUMNS[benchmark]
-    unparsed = {row["encoder"]: row for row in results.predictions if row["benchmark"] == benchmark}
+    asked = {row["encoder"]: row for row in results.predictions if row["benchmark"] == benchmark}
 
     def row(model: str) -> list[str]:
-        lost = f"{unparsed[model]['unparsed']}/{unparsed[model]['items']}"
+        lost = f"{asked[model]['unparsed']}/{asked[model]['items']}"
         return [*(cells.cell(model, dataset, metric) for dataset, metric, _ in columns), lost]
 
     theirs = []
@@ -70,7 +70,8 @@ def _table(results: Results, benchmark: str) -> Table:
     )
     header = ["", *(heading for _, _, heading in columns), "no option"]
     groups = [*groups, ("", 1)] if groups else []
-    return Table(benchmark, _TITLES[benchmark], notes, header, cells.measured(row) + theirs, groups)
+    title = next(iter(asked.values()))["set"]
+    return Table(benchmark, title, notes, header, cells.measured(row) + theirs, groups)
 
 
 def unparsed_tables(results: Results) -> list[Table]:
@@ -79,13 +80,8 @@ def unparsed_tables(results: Results) -> list[Table]:
     for place in results.predictions:
         lost = [row for row in read_rows(place["path"]) if row["prediction"] is None]
         for each in lost[:LISTED]:
-            texts = [_shortened(each[part]) for part in ("question", "reply")]
+            texts = [shortened(each[part]) for part in ("question", "reply")]
             rows.append(Row(place["encoder"], [place["benchmark"], each["item"], *texts]))
     note = f"Counted as wrong. The first {LISTED} of each model and benchmark; all are in unparsed.jsonl."
     header = ["", "benchmark", "item", "question", "reply"]
     return [Table("", "Replies that name no option", [note], header, rows)] if rows else []
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split()) or "(nothing)"
-    return text if len(text) <= SHORTENED else f"{text[: SHORTENED - 1]}…"
