@@ -119,32 +119,34 @@ def rotate(folder: Path, limit: int | None, best: str | None) -> None:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, needed: int) -> Iterator[None]:
+def writing(folder: Path, needed: int, remedy: str = "Make room, or lower --save_total_limit") -> Iterator[None]:
     """Around the writing of `folder`, about `needed` bytes: what fails half-way is removed and explained.
+
+    Args:
+        remedy: what helps where space is short.
 
     Raises:
         OSError: names the folder and, where space is short, the bytes that are missing.
     """
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
-    _refuse_full_disk(folder, place, needed)
+    _refuse_full_disk(folder, place, needed, remedy)
     try:
         yield
     except Exception as error:  # torch and safetensors each have their own for a failing write
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-        _refuse_full_disk(folder, place, needed, error)
+        _refuse_full_disk(folder, place, needed, remedy, error)
         if isinstance(error, OSError) or "writ" in str(error):
             raise OSError(f"could not write {folder}: {error}. What was saved before is still there.") from error
         raise
 
 
-def _refuse_full_disk(folder: Path, place: Path, needed: int, cause: Exception | None = None) -> None:
+def _refuse_full_disk(folder: Path, place: Path, needed: int, remedy: str, cause: Exception | None = None) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
             f"could not write {folder}: it needs about {needed:,} bytes and {free:,} are free, {needed - free:,} are "
-            "missing. What was saved before is still there. Make room, or lower --save_total_limit, and run the same "
-            "command again."
+            f"missing. What was saved before is still there. {remedy}, and run the same command again."
         ) from cause
     if not os.access(place, os.W_OK):
         raise OSError(f"could not write {folder}: no permission in {place}.") from cause

@@ -224,10 +224,7 @@ class DCRConfig(TrainingArguments):
     def __post_init__(self):
         if self.eval_benchmarks and self.eval_strategy == "no":
             self.eval_strategy = "steps"
-        if self.tf32 is None and not self.use_cpu and torch.cuda.is_available():
-            self.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, from Ampere on
-        if self.bf16 is None:
-            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        take_fast_precision(self)
         super().__post_init__()
         if self.per_device_train_batch_size < 2:
             raise ValueError(
@@ -322,3 +319,11 @@ class DCRConfig(TrainingArguments):
     @property
     def denoiser_torch_dtype(self) -> torch.dtype | None:
         return None if self.denoiser_dtype == "auto" else getattr(torch, self.denoiser_dtype)
+
+
+def take_fast_precision(args: TrainingArguments) -> None:
+    """TF32 and bfloat16 where a GPU can and nothing else was said."""
+    if args.tf32 is None and not args.use_cpu and torch.cuda.is_available():
+        args.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, from Ampere on
+    if args.bf16 is None:
+        args.bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -3,7 +3,6 @@
 import itertools
 import json
 import zlib
-from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dcr_hf.images import BadImageError, decode_image, random_resized_crop
+from dcr_hf.skips import SkipWindow, describe_skipped
 from dcr_hf.sources import Source
 
-WINDOW = 1000
 LANES = 64
 BATCHES_A_LANE = 8  # what a lane should have of an epoch, for its last, partial batch to be a small loss
 
@@ -145,12 +144,12 @@ class TrainingImages(IterableDataset):
         turn = (number + self.state.batches) % self.workers
         made = -(-(self.state.batches - turn) // self.workers)  # batches that this reader has given so far
         lanes = range(self.rank * self.workers + turn, self.state.lanes, self.state.readers)
-        window: deque[tuple[str, str] | None] = deque(maxlen=WINDOW)
+        window = SkipWindow(self.max_bad_fraction, "--train_data")
         batches = [self._batches(lane, window) for lane in lanes]
         for count in itertools.count(made):
             yield from next(batches[count % len(batches)])
 
-    def _batches(self, lane: int, window: deque) -> Iterator[list[dict]]:
+    def _batches(self, lane: int, window: SkipWindow) -> Iterator[list[dict]]:
         """A lane's batches, each with what was left out since the last and the position behind it."""
         start = self.state.positions.get(lane, {"epoch": 0, "token": None, "number": 0, "used": 0})
         skipped: list[tuple[str, str]] = []
@@ -167,7 +166,9 @@ class TrainingImages(IterableDataset):
                 self._refuse_small_share(lane, len(batch), skipped)
             start = {"epoch": epoch + 1, "token": None, "number": 0, "used": 0}
 
-    def _images(self, lane: int, epoch: int, start: dict, window: deque, skipped: list) -> Iterator[tuple[dict, dict]]:
+    def _images(
+        self, lane: int, epoch: int, start: dict, window: SkipWindow, skipped: list
+    ) -> Iterator[tuple[dict, dict]]:
         """A lane's usable images of an epoch from `start` on, each with the position behind it."""
         token, used = start["token"], start["used"]
         rows = self.source.epoch(self.seed, epoch, lane, self.state.lanes, token)
@@ -182,10 +183,9 @@ class TrainingImages(IterableDataset):
                     item = {"image": self._load(row, epoch), "key": row["key"], "skipped": [], "position": None}
                 except BadImageError as error:
                     skipped.append((str(error), row["key"]))
-                    window.append(skipped[-1])
-                    self._refuse_bad_data(window)
+                    window.add_bad(*skipped[-1])
                 else:
-                    window.append(None)
+                    window.add_usable()
                     yield item, position
             token, used = behind, 0
 
@@ -196,15 +196,6 @@ class TrainingImages(IterableDataset):
         # Twice what the crop is resized to, so that the decoder's own averaging is not seen in it.
         image = decode_image(row["image"], enough=2 * self.image_size)
         return _to_tensor(random_resized_crop(image, self.image_size, rng))
-
-    def _refuse_bad_data(self, window: deque) -> None:
-        bad = [entry for entry in window if entry is not None]
-        if len(window) == WINDOW and len(bad) > self.max_bad_fraction * WINDOW:
-            raise ValueError(
-                f"{len(bad)} of the last {WINDOW} training images cannot be used, more than --max_bad_fraction "
-                f"{self.max_bad_fraction}: {describe_skipped(bad)}. Is --train_data what you meant? Repair it, or "
-                "raise --max_bad_fraction."
-            )
 
     def _refuse_small_share(self, lane: int, usable: int, skipped: list) -> None:
         left_out = f" ({len(skipped)} were skipped: {describe_skipped(skipped)})" if skipped else ""
@@ -218,18 +209,6 @@ class TrainingImages(IterableDataset):
 
 def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
-
-
-def describe_skipped(skipped: list[tuple[str, str]], examples: int = 3) -> str:
-    """'12 truncated (000010004, 000010017, ...), 1 empty (000020001)'"""
-    keys: dict[str, list[str]] = {}
-    for reason, key in skipped:
-        keys.setdefault(reason, []).append(key)
-    counts = Counter(reason for reason, _ in skipped).most_common()
-    return ", ".join(
-        f"{count} {reason} ({', '.join(keys[reason][:examples])}{', ...' if count > examples else ''})"
-        for reason, count in counts
-    )
 
 
 def collate(items: list[dict]) -> dict:

@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
     SiglipModel,
     SiglipVisionModel,
 )
+from transformers.utils import logging
 
 # What stage 2 leaves: peft's adapter, or the whole vision side.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -235,6 +237,17 @@ def _load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
     return model
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' report of weights that a model does not take: here that is meant."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def trained_base(folder: str | Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import deepspeed
 
 from dcr_hf.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
@@ -25,6 +25,7 @@ from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
 from dcr_hf.interruption import NOT_FINISHED, Interrupted
+from dcr_hf.resumable import NonFiniteLossError
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     END_TO_END,
@@ -39,7 +40,6 @@ from dcr_hf.stages import (
     stages_of,
     train_stage,
 )
-from dcr_hf.trainer import NonFiniteLossError
 
 
 def main(recipe: Recipe, **training: Any) -> None:
@@ -66,13 +66,24 @@ def ends_with_a_line() -> Iterator[None]:
         raise SystemExit(2) from error
 
 
-def parse(recipe: Recipe, training: dict[str, Any], argv: list[str]) -> tuple[Recipe, DCRConfig]:
+def parse(
+    recipe: Any, training: dict[str, Any], argv: list[str], config: type[TrainingArguments] = DCRConfig
+) -> tuple[Any, Any]:
     """Options, strongest first: the command line, --config FILE.yaml, the recipe, the defaults.
+
+    Args:
+        recipe: a `Recipe` or another dataclass of options.
+        training: changed defaults of `config`.
+        argv: the command line.
+        config: how it is trained.
+
+    Returns:
+        A recipe and a config of these kinds.
 
     Raises:
         ValueError: an unknown name; the nearest known ones are told.
     """
-    parser = HfArgumentParser([Recipe, DCRConfig], allow_abbrev=False, add_help=True)
+    parser = HfArgumentParser([type(recipe), config], allow_abbrev=False, add_help=True)
     known = {action.dest for action in parser._actions}
     file, argv = _take_config_option(argv)
     words: list[str] = []

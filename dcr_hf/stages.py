@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -22,7 +21,6 @@ from dcr_hf.conflict_report import write_conflict
 from dcr_hf.data import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ADAPTER_WEIGHTS, VISION_WEIGHTS, ImageEncoder, has_encoder
-from dcr_hf.interruption import Interrupted
 from dcr_hf.sources import Source
 from dcr_hf.trainer import DCRTrainer
 
@@ -120,19 +118,14 @@ def train_stage(
     callbacks = tensorboard(args, step_of(checkpoint) if checkpoint else 0)
     trainer = DCRTrainer(model, args, denoiser, evaluation, facts, train_dataset=images, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.stop_if_not_finite()
-    if trainer.stop_on_signal.stopped:
-        raise Interrupted(f"stopped by a signal at step {trainer.state.global_step} of {args.max_steps} in {folder}.")
+    trainer.finish()
     partial = folder / "unfinished"
     trainer.save_model(str(partial))
     if args.process_index == 0:
         trainer.state.save_to_json(partial / "trainer_state.json")
         write_conflict(partial, trainer.state.log_history)
         put_in_place(partial, folder)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.free_memory()
-    # The next stage has an Accelerator of its own; with DeepSpeed accelerate refuses a second one beside the first.
-    AcceleratorState._reset_state()
+    trainer.release()
 
 
 def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:

@@ -23,13 +23,13 @@ class StepLog:
         self._metrics: list[dict[str, Tensor]] = []
         self._images = 0
         self.waited = 0.0
-        self._start: tuple[float, int] | None = None
+        self._start: tuple[float, dict[str, int]] | None = None
         self._first_bad_step = torch.full((), -1, device=device)
 
-    def begin(self, evaluations: int) -> None:
-        """Start the clock of the first window, at its first step."""
+    def begin(self, counters: dict[str, int]) -> None:
+        """Start the clock of the first window, at its first step; `counters` have this rank's counts so far."""
         if self._start is None:
-            self._start, self.waited = (time.perf_counter(), evaluations), 0.0
+            self._start, self.waited = (time.perf_counter(), counters), 0.0
 
     def record(self, step: int, loss: Tensor, metrics: dict[str, Tensor], images: int, skipped: list) -> None:
         """One batch: metrics are scalars on the device; skipped are (reason, key)."""
@@ -39,20 +39,18 @@ class StepLog:
         bad_now = ~loss.detach().isfinite() & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad_now, step, self._first_bad_step)
 
-    def line(self, evaluations: int) -> dict[str, float]:
+    def line(self, counters: dict[str, int]) -> dict[str, float]:
         """Means over the window and the ranks, rates and counts of all ranks together; begins a new window."""
         if not self._metrics:
             return {}
-        begun, evaluations_before = self._start
+        begun, before = self._start
         seconds = time.perf_counter() - begun
-        rates = {
-            "images_per_second": self._images * self.world_size / seconds,
-            "unet_evaluations_per_second": (evaluations - evaluations_before) * self.world_size / seconds,
-            "data_wait_share": self.waited / seconds,
-        }
+        counts = {"images": self._images} | {name: count - before[name] for name, count in counters.items()}
+        rates = {f"{name}_per_second": count * self.world_size / seconds for name, count in counts.items()}
+        rates["data_wait_share"] = self.waited / seconds
         line = self._means() | {name: round(rate, 3) for name, rate in rates.items()} | self._skipped_counts()
         self._metrics, self._images, self.waited = [], 0, 0.0
-        self._start = (time.perf_counter(), evaluations)
+        self._start = (time.perf_counter(), counters)
         return line
 
     def first_bad_step(self) -> int | None:

@@ -1,46 +1,29 @@
 """DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
 
-import json
-import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.augment import PositiveView
-from dcr_hf.checkpoints import mark_whole, rotate, writing
 from dcr_hf.condition import ConditionModel
 from dcr_hf.config import DCRConfig
 from dcr_hf.conflict import GradientConflict, conflicting_terms
 from dcr_hf.data import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
-from dcr_hf.interruption import StopOnSignal
 from dcr_hf.losses import keep_distance
 from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
 from dcr_hf.preview import LastPreview, Preview
-from dcr_hf.steplog import StepLog, gather_objects
+from dcr_hf.resumable import ResumableTrainer, set_learning_rate
+from dcr_hf.steplog import gather_objects
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; nothing was saved since."""
-
-
-class SeedRanks(TrainerCallback):
-    """Trainer seeds every rank alike; noise, timesteps, views and dropout must differ between them. Set when all is
-    prepared: what a strategy draws while it wraps the model then changes nothing."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        set_seed(args.seed + args.process_index)
-
-
-class DCRTrainer(Trainer):
+class DCRTrainer(ResumableTrainer):
     """Trains what requires a gradient in a `ConditionModel`, through a frozen denoiser.
 
     Args:
@@ -55,6 +38,8 @@ class DCRTrainer(Trainer):
         kwargs: passed on to `transformers.Trainer`.
     """
 
+    remedy = "Try a lower learning rate, or --denoiser_dtype float32."
+
     def __init__(
         self,
         model: ConditionModel,
@@ -65,15 +50,8 @@ class DCRTrainer(Trainer):
         **kwargs,
     ):
         # Trainer wants a data set where there is something to evaluate; the evaluation has its own.
-        super().__init__(model=model, args=args, data_collator=collate, eval_dataset=[], **kwargs)
+        super().__init__(model=model, args=args, data_collator=collate, eval_dataset=[], facts=facts, **kwargs)
         self.evaluation = evaluation
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
-            raise ValueError(
-                f"the launch configuration asks for FSDP, but accelerate runs {self.accelerator.distributed_type} on "
-                f"{args.device.type}: FSDP needs GPUs. Use accelerate_configs/ddp.yaml or cpu.yaml here."
-            )
-        # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
-        self.model_accepts_loss_kwargs = False
         self.denoiser = denoiser.to(args.device)
         self.denoiser.plan_anew()
         if args.torch_compile:
@@ -91,11 +69,6 @@ class DCRTrainer(Trainer):
             flips=args.view_flips,
             normalized_by=model.encoder if args.view_space == "normalized" else None,
         )
-        self.facts = facts or {}
-        self.step_log = StepLog(args.world_size, args.device)
-        self.stop_on_signal = StopOnSignal()
-        self.add_callback(self.stop_on_signal)
-        self.add_callback(SeedRanks())
         self.conflict = None
         if args.log_gradient_conflict_every:
             self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
@@ -110,7 +83,7 @@ class DCRTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
-        self.step_log.begin(self.denoiser.evaluations)
+        self.step_log.begin(self.counters())
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
         if self.preview is not None:
             self.preview.show(images)
@@ -149,8 +122,10 @@ class DCRTrainer(Trainer):
             self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
             if self.args.process_index == 0:
                 self.step_log.skipped.update(self.train_dataset.state.skipped)
-        with self.stop_on_signal.listening():
-            return super().train(*args, **kwargs)
+        return super().train(*args, **kwargs)
+
+    def counters(self) -> dict[str, int]:
+        return {"unet_evaluations": self.denoiser.evaluations}
 
     def _draw_preview(self, model: nn.Module) -> None:
         boards = [found for found in self.callback_handler.callbacks if isinstance(found, TensorBoardCallback)]
@@ -181,66 +156,13 @@ class DCRTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
-    def get_batch_samples(self, *args, **kwargs):
-        start = time.perf_counter()
-        samples = super().get_batch_samples(*args, **kwargs)
-        self.step_log.waited += time.perf_counter() - start
-        return samples
-
-    def _prepare_input(self, data):
-        """Copies from pinned memory that the host does not wait for."""
-        if isinstance(data, Tensor):
-            data = data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to a training step's line what `StepLog` kept."""
         # Of an endless stream Trainer would count epochs from where it was started last.
         self.state.epoch = self.state.global_step / self.state.max_steps
-        if "loss" in logs:
-            self.stop_if_not_finite()
-            logs |= self.step_log.line(self.denoiser.evaluations)
         super().log(logs, start_time)
 
-    def stop_if_not_finite(self) -> None:
-        """Raise on every rank if the loss of any rank was not finite at any step since the start.
-
-        Raises:
-            NonFiniteLossError: names the step and where the last checkpoint is.
-        """
-        step = self.step_log.first_bad_step()
-        if step is not None:
-            raise NonFiniteLossError(
-                f"the loss was not finite at step {step}. Nothing was saved since; the last checkpoint, if there is "
-                f"one, is in {self.args.output_dir}. Try a lower learning rate, or --denoiser_dtype float32."
-            )
-
-    # Checkpoints hold what is trained: the projector or the adapter, never the base encoder or the denoiser.
-
-    def _save_checkpoint(self, model, trial):
-        """Whole or not there: what Trainer writes, the data's position, at last the mark; old ones go after that."""
-        self.stop_if_not_finite()
-        folder = Path(self.args.output_dir)
-        checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer rotates too early
-        try:
-            with writing(checkpoint, self._checkpoint_bytes()):
-                super()._save_checkpoint(model, trial)
-                self._save_stream_state(checkpoint)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    mark_whole(checkpoint, self.facts)
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate(folder, limit, self.state.best_model_checkpoint)
-
-    def _checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes: the weights, AdamW's two moments of them, and small change."""
-        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return 3 * trained + 2**20
-
-    def _save_stream_state(self, checkpoint: Path) -> None:
+    def save_beside(self, checkpoint: Path) -> None:
+        """The data's position."""
         if not isinstance(self.train_dataset, TrainingImages):
             return
         state = self.train_dataset.state.advanced(
@@ -249,26 +171,5 @@ class DCRTrainer(Trainer):
         if self.args.should_save:
             state.write(checkpoint)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_trained(folder, state_dict)
-        # As text: nobody should have to unpickle a file to read how a checkpoint was made.
-        (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
-
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[int], learning_rate: float) -> None:
-    """Give these parameters, by id, a learning rate of their own; whatever else their groups say stays."""
-    for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in parameters]
-        if own:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameters]
-            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})

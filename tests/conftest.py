@@ -58,7 +58,7 @@ def clip_tokenizer(**special_tokens: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, **special_tokens)
 
 
-def save_clip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+def save_clip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE, patch_size: int = 8, width: int = 24) -> Path:
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
     tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "initializer_factor": 4.0}
@@ -72,7 +72,7 @@ def save_clip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path
             "pad_token_id": tokenizer.pad_token_id,
             **tower,
         },
-        vision_config={"hidden_size": 24, "image_size": image_size, "patch_size": 8, **tower},
+        vision_config={"hidden_size": width, "image_size": image_size, "patch_size": patch_size, **tower},
         projection_dim=EMBEDDING_WIDTH["clip"],
     )
     CLIPModel(config).save_pretrained(folder)
@@ -84,7 +84,13 @@ def save_clip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path
     return folder
 
 
-def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+def save_siglip(
+    folder: Path,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    patch_size: int = 8,
+    width: int = EMBEDDING_WIDTH["siglip"],
+) -> Path:
     torch.manual_seed(seed)
     letters = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789.,'-?"]
     backend = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
@@ -94,7 +100,6 @@ def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Pa
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
     )
     tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    width = EMBEDDING_WIDTH["siglip"]
     config = SiglipConfig(
         text_config={
             "hidden_size": width,
@@ -105,7 +110,7 @@ def save_siglip(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> Pa
             "pad_token_id": 0,
             **tower,
         },
-        vision_config={"hidden_size": width, "image_size": image_size, "patch_size": 8, **tower},
+        vision_config={"hidden_size": width, "image_size": image_size, "patch_size": patch_size, **tower},
     )
     SiglipModel(config).save_pretrained(folder)
     SiglipImageProcessor(

@@ -10,7 +10,8 @@ import torch
 from conftest import encoded, photographs, write_shard
 from torch.utils.data import DataLoader
 
-from dcr_hf.data import StreamState, TrainingImages, collate, describe_skipped
+from dcr_hf.data import StreamState, TrainingImages, collate
+from dcr_hf.skips import describe_skipped
 from dcr_hf.sources import FileSource, TableSource, expand_braces, find_source, table_rows
 
 

@@ -368,12 +368,12 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
 
 def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monkeypatch):
     """The new checkpoint is whole before the old one goes: dying between leaves two."""
-    from dcr_hf import trainer
+    from dcr_hf import resumable
 
     options |= {"--save_total_limit": 1}
     folder = options["--output_dir"] / "stage1"
     marked = Counter()
-    mark_whole = trainer.mark_whole
+    mark_whole = resumable.mark_whole
 
     def die_before_the_second_mark(checkpoint, facts):
         marked[checkpoint.parent.name] += 1
@@ -382,7 +382,7 @@ def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monk
         mark_whole(checkpoint, facts)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(trainer, "mark_whole", die_before_the_second_mark)
+        patch.setattr(resumable, "mark_whole", die_before_the_second_mark)
         run_here(options)
     assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-1"]
     assert run_here(options)[0] == 0

@@ -14,10 +14,10 @@ ORDER = [
     "encoder",
     "metrics",
     "evaluation",
-    "mllm",
     "config",
     "images",
     "readers",
+    "skips",
     "sources",
     "data",
     "augment",
@@ -34,11 +34,14 @@ ORDER = [
     "steplog",
     "checkpoints",
     "interruption",
+    "resumable",
     "trainer",
     "stages",
     "compatibility",
     "export",
     "run",
+    "llava",
+    "mllm",
     "diagnostics",
     "miniature",
     "ablation",
@@ -108,6 +111,7 @@ def test_every_test_that_the_readme_names_exists():
 
 def test_every_option_that_the_readme_names_exists():
     from dcr_hf.config import DCRConfig, Recipe
+    from dcr_hf.llava.config import LlavaRecipe
 
     text = (ROOT / "README.md").read_text()
     options = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)", text))
@@ -115,4 +119,5 @@ def test_every_option_that_the_readme_names_exists():
     known = {*Recipe.__dataclass_fields__, *DCRConfig.__dataclass_fields__, "config", "config_file", "num_processes"}
     known |= {"checkpoint", "help"}  # of python -m dcr_hf.export, of every command
     known |= {"encoders", "models", "benchmarks", "data_root"}  # of recipes/evaluate.py and evaluate_mllm.py
+    known |= {*LlavaRecipe.__dataclass_fields__, "output"}  # of recipes/llava15.py, python -m dcr_hf.llava
     assert options <= known, options - known

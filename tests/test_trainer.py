@@ -11,8 +11,8 @@ from dcr_hf import DCRTrainer, FrozenDenoiser
 from dcr_hf.condition import ConditionModel, Encoded, Projector
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.objectives import Diffused, Settings, dcr
+from dcr_hf.resumable import NonFiniteLossError
 from dcr_hf.stages import encoder_stage, projector_stage
-from dcr_hf.trainer import NonFiniteLossError
 
 
 def photo_items(count):

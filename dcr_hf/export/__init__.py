@@ -10,7 +10,6 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from dcr_hf.encoder import (
     ADAPTER_WEIGHTS,
@@ -19,6 +18,7 @@ from dcr_hf.encoder import (
     has_encoder,
     load_dual_encoder,
     local_folder,
+    quietly,
     read_encoder_config,
 )
 from dcr_hf.export.card import RunFacts, write_card
@@ -132,12 +132,8 @@ def _check_weights(original: dict[str, Tensor], merged: dict[str, Tensor], famil
 def _save_tower(dual: Path, vision: Path, family: Family) -> None:
     """By way of the full folder: a tower that came from one keeps the prefix of its keys, one taken from a model in
     memory loses it. That the text side is not loaded is meant, so the report of it is kept quiet."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with quietly():
         family.vision_class.from_pretrained(dual, dtype=torch.float32).save_pretrained(vision)
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _check_keys(dual: Path, vision: Path) -> None:

@@ -49,11 +49,7 @@ class RunFacts:
             encoder=encoder,
             denoiser=denoiser,
             train_data=train_data,
-            command="accelerate launch " + shlex.join(_without_token(sys.argv)),
-            options=options,
-            world_size=world_size,
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-            commit=_git_commit(),
+            **how_it_runs(options, world_size),
         )
 
     @classmethod
@@ -77,6 +73,17 @@ class RunFacts:
         history = json.loads((stage_folder / "trainer_state.json").read_text())["log_history"]
         lines = [line for line in history if "loss" in line]
         return replace(self, log=lines[-1] if lines else {})
+
+
+def how_it_runs(options: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """Command, options, processes, versions and commit of this process."""
+    return {
+        "command": "accelerate launch " + shlex.join(_without_token(sys.argv)),
+        "options": options,
+        "world_size": world_size,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _git_commit(),
+    }
 
 
 def _git_commit() -> str | None:
@@ -152,11 +159,11 @@ def _usage(name: str, config: PreTrainedConfig, is_tower: bool) -> str:
     ]
     snippet = "\n".join(lines)
     llava = (
-        "In LLaVA-1.5, give the absolute path of the `-vision` folder as `--mm_vision_tower` and run both of LLaVA's "
+        "In LLaVA-1.5, give the absolute path of the `-vision` folder as `--vision_tower` and run both of LLaVA's "
         "training stages again with their settings unchanged."
         if config.model_type == "clip"
-        else "In LLaVA-NeXT, SigLIP towers are a class of their own, and a *local* SigLIP path is taken for a CLIP: "
-        "load the `-vision` folder with its `SigLipVisionTower`."
+        else "In LLaVA-NeXT, SigLIP towers are a class of their own, for 384 pixels only, and a *local* SigLIP path "
+        "is taken for a CLIP: name it by a hub id with `siglip` in it. Transformers' LLaVA takes any SigLIP."
     )
     return f"## Use\n\n```python\n{snippet}\n```\n\n{llava}"
 

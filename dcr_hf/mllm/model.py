@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,7 +11,7 @@ from transformers import BatchFeature, LlavaForConditionalGeneration
 from dcr_hf.evaluation.decode import decode_image
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.identity import hash_files, weights_revision
-from dcr_hf.mllm.folder import find, is_local, read_config, read_processor
+from dcr_hf.llava.folder import read_llava
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 
@@ -20,7 +19,7 @@ SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
 class ModelError(ValueError):
-    """Weights that do not make up the model: found out when they are read."""
+    """A folder that is no LLaVA-1.5, named; or weights that do not make one up, found out when they are read."""
 
 
 class Answerer(Protocol):
@@ -48,7 +47,7 @@ class Llava:
         dtype: of the weights: float32, bfloat16 or float16.
 
     Raises:
-        FileNotFoundError, ValueError: on creation, before weights are read, if the folder is no such model.
+        ModelError: on creation, before weights are read, if the folder is no such model.
     """
 
     def __init__(
@@ -63,9 +62,18 @@ class Llava:
     ):
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
-        self.folder = find(name, path)
-        config = read_config(name, path, self.folder)
-        self.conversations = Conversations(read_processor(name, path, self.folder, config))
+        try:
+            folder = read_llava(path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {name}: {error}") from error
+        strategy, needed = folder.config.vision_feature_select_strategy, folder.tower.kind.strategy
+        if strategy != needed:
+            raise ModelError(
+                f"model {name}: vision_feature_select_strategy in {path}'s config.json is {strategy!r}; its "
+                f"{folder.config.vision_config.model_type} gives the image tokens with {needed!r}."
+            )
+        self.folder = folder.place
+        self.conversations = Conversations(folder)
 
     @cached_property
     def identity(self) -> dict:
@@ -84,10 +92,9 @@ class Llava:
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
         model, report = LlavaForConditionalGeneration.from_pretrained(
-            Path(self.path).expanduser() if is_local(self.path) else self.path,
+            self.folder,
             dtype=DTYPES[self.dtype],
             device_map={"": self.device},
-            use_safetensors=True,
             output_loading_info=True,
         )
         if report["missing_keys"]:
@@ -118,7 +125,7 @@ class Llava:
 
     @torch.inference_mode()
     def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
-        tokenizer = self.conversations.processor.tokenizer
+        tokenizer = self.conversations.tokenizer
         tokens = model.generate(
             **inputs.to(self.device, dtype=DTYPES[self.dtype]),
             do_sample=False,

@@ -1,19 +1,12 @@
-"""The three benchmarks in exactly the published layouts, and tiny LLaVAs as real folders."""
+"""The three benchmarks in exactly the published layouts, and models that answer."""
 
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
-import torch
-from conftest import MEAN, STD, clip_tokenizer, encoded, photographs
-from transformers import (
-    CLIPImageProcessor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from conftest import encoded, photographs, save_clip
+from tiny_llava import save_llava
 
 from dcr_hf.mllm.questions import Question, QuestionSet
 
@@ -113,44 +106,9 @@ def write_cv_bench(folder: Path) -> Path:
     return folder
 
 
-def save_llava(folder: Path, seed: int = 0) -> Path:
-    """A LLaVA of random weights, large enough that its replies differ from question to question."""
-    torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
-    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
-    tokenizer.pad_token = "<pad>"
-    config = LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 24,
-            "image_size": 32,
-            "patch_size": 8,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 48,
-        },
-        text_config=LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            max_position_embeddings=1024,
-            initializer_range=0.4,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    side = {"height": 32, "width": 32}
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side, image_mean=MEAN, image_std=STD)
-    LlavaProcessor(
-        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
-    ).save_pretrained(folder)
-    return folder
+def save_talkative_llava(folder: Path, seed: int = 0) -> Path:
+    """Of random weights, large enough that its replies differ from question to question."""
+    return save_llava(folder, save_clip(folder.with_name(f"{folder.name}-tower")), seed=seed, initializer_range=0.4)
 
 
 class Scripted:

@@ -9,7 +9,14 @@ import subprocess
 import time
 
 import pytest
-from mllm_layouts import Scripted, right_answer, save_llava, write_cv_bench, write_mmvp_questions, write_naturalbench
+from mllm_layouts import (
+    Scripted,
+    right_answer,
+    save_talkative_llava,
+    write_cv_bench,
+    write_mmvp_questions,
+    write_naturalbench,
+)
 from PIL import Image
 from programs import ROOT, TORCHRUN, Program, run_program
 from safetensors.torch import load_file, save_file
@@ -33,12 +40,12 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("llava") / "llava-tiny")
+    return save_talkative_llava(tmp_path_factory.mktemp("llava") / "llava-tiny")
 
 
 @pytest.fixture(scope="module")
 def models(llava, tmp_path_factory):
-    other = save_llava(tmp_path_factory.mktemp("llava") / "llava-other", seed=1)
+    other = save_talkative_llava(tmp_path_factory.mktemp("llava") / "llava-other", seed=1)
     return [f"original={llava}", f"dcr={other}"]
 
 
@@ -278,7 +285,7 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
         (["--models", "a="], r"--models a=: expected NAME=FOLDER_OR_ID"),
         (
             ["--models", "/nowhere"],
-            r"model nowhere: /nowhere cannot be read: '/nowhere' is neither a folder here nor a hub id",
+            r"model nowhere: '/nowhere' is neither a folder here nor a hub id",
         ),
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
         (["--output_dir", __file__], r"--output_dir .*test_mllm_run.py cannot be made: File exists"),

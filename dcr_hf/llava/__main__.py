@@ -1,0 +1,57 @@
+"""The enhanced tower and LLaVA.
+
+python -m dcr_hf.llava check DIR
+python -m dcr_hf.llava swap --llava ID_OR_DIR --encoder DIR --output DIR
+"""
+
+import argparse
+
+from dcr_hf.export import ExportError
+from dcr_hf.llava.contract import check_name, check_tower
+from dcr_hf.llava.swap import swap
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dcr_hf.llava", description="The enhanced tower and LLaVA.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,swap}")
+    checking = commands.add_parser("check", help="does a folder meet the contract of LLaVA's own code?")
+    checking.add_argument("folder", metavar="DIR", help="a vision tower, or a dual encoder")
+    swapping = commands.add_parser("swap", help="write transformers' LLaVA with another vision tower")
+    swapping.add_argument("--llava", required=True, metavar="ID_OR_DIR", help="a LlavaForConditionalGeneration")
+    swapping.add_argument("--encoder", required=True, metavar="DIR", help="CLIP or SigLIP: a folder or a hub id")
+    swapping.add_argument("--output", required=True, metavar="DIR", help="the new folder")
+    swapping.add_argument(
+        "--pad", action="store_true", help="pad images to squares, as LLaVA-1.5 does; by default as --llava does"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        whole = _check(options.folder) if options.command == "check" else _swap(options)
+    except (OSError, ValueError, ExportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    parser.exit(0 if whole else 1)
+
+
+def _check(folder: str) -> bool:
+    findings = check_tower(folder)
+    fit = all(finding.holds for finding in findings)
+    for finding in [*findings, *(check_name(folder) if fit else [])]:
+        print(f"{'yes' if finding.holds else 'NO ':<4} {finding.about:<16} {finding.told}")
+    print(f"{folder}: {'fit for' if fit else 'NOT fit for'} mm_vision_tower in LLaVA-1.5's own code")
+    return fit
+
+
+def _swap(options: argparse.Namespace) -> bool:
+    made = swap(options.llava, options.encoder, options.output, options.pad)
+    print(f"{made.folder}: {made.image_tokens} tokens an image")
+    if made.new_projector:
+        print(
+            f"The towers' widths differ, {made.widths[0]} and {made.widths[1]}: the projector is NEW and random. It "
+            f"must be trained before use: accelerate launch recipes/llava15.py --llava {made.folder} (docs/llava.md)."
+        )
+    else:
+        print("The projector was kept. It was trained with the old tower: for numbers, train again (docs/llava.md).")
+    return True
+
+
+if __name__ == "__main__":
+    main()

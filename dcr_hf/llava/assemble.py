@@ -1,0 +1,143 @@
+"""A vision tower and a language model -> a LLaVA that was not trained yet: what LLaVA's own training begins from."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from dcr_hf.encoder import local_folder
+from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
+from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
+from dcr_hf.llava.swap import new_projector
+from dcr_hf.llava.tower import Tower, read_tower
+from dcr_hf.llava.weights import Read, opened, rewrite, weight_files, weight_names
+
+_ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # a row for each token
+_MULTIPLE = 64  # of rows: what GPUs like
+
+
+def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
+    """Check and read everything but the weights.
+
+    Raises:
+        FileNotFoundError: no such folder, no configuration, no weights.
+        ValueError: no language model of Llama's kind.
+    """
+    place = local_folder(path_or_id, MODEL_FILES)
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(f"language model {path_or_id!r} has no config.json: it is no model folder.")
+    config = AutoConfig.from_pretrained(place)
+    if config.model_type in ("llava", "llava_llama"):
+        raise ValueError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
+    try:
+        names = weight_names(place)
+    except FileNotFoundError:  # Vicuna's repositories have no safetensors
+        place = local_folder(path_or_id, (*MODEL_FILES, "*.bin"))
+        names = weight_names(place)
+    other = sorted(name for name in names if not name.startswith(("model.layers.", "model.norm.", *_ROWS)))
+    if other or "model.embed_tokens.weight" not in names:
+        raise ValueError(
+            f"language model {path_or_id!r} is a {config.model_type!r} model with weights such as "
+            f"{(other or sorted(names))[0]}; a causal language model of Llama's kind is wanted, such as Vicuna."
+        )
+    return place, config
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tower and a language model that are to become one, and how that one will be; nothing of it is written yet."""
+
+    tower: Tower
+    language_place: Path
+    llava: LlavaFolder
+
+
+def read_parts(encoder: str, language_model: str) -> Parts:
+    """The LLaVA's vocabulary gets `<image>` and, where there is none, a padding token. Its images are padded to
+    squares.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_tower` and `read_language_model`.
+    """
+    tower = read_tower(encoder)
+    place, text = read_language_model(language_model)
+    # Padded on the left for generation; training pads its own batches.
+    tokenizer = _with_image_token(AutoTokenizer.from_pretrained(place, padding_side="left"))
+    config = _config(tower, text, tokenizer, _dtype(place))
+    processor = processor_for(tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE)
+    return Parts(tower, place, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))
+
+
+def assemble(parts: Parts, output: Path) -> None:
+    """Write a LlavaForConditionalGeneration with a new projector, in transformers 4.x's layout, which every version
+    reads. The embeddings of new tokens are the mean of the old ones.
+
+    Raises:
+        ExportError: what was written is not whole.
+    """
+    place, config, tokenizer = parts.language_place, parts.llava.config, parts.llava.processor.tokenizer
+    new = [
+        partial(_named, "vision_tower.vision_model.", partial(parts.tower.weights, config.dtype)),
+        partial(_named, "multi_modal_projector.", partial(new_projector, config, config.dtype)),
+    ]
+    with made_whole(output, sum(file.stat().st_size for file in weight_files(place))) as folder:
+        rewrite(place, folder, partial(_language_weight, config.text_config.vocab_size), new)
+        config.save_pretrained(folder)
+        save_processor(parts.llava.processor, folder)
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+
+
+def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    new = [IMAGE]
+    if tokenizer.pad_token is None and tokenizer.unk_token is None:
+        new.append("<pad>")
+    tokenizer.add_tokens(new, special_tokens=True)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or "<pad>"  # LLaVA's is <unk>
+    return tokenizer
+
+
+def _dtype(place: Path) -> torch.dtype:
+    with opened(weight_files(place)[0]) as tensors:
+        return next(iter(tensors.values()))().dtype
+
+
+def _config(
+    tower: Tower, text: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> LlavaConfig:
+    if len(tokenizer) > text.vocab_size:
+        text.vocab_size = _MULTIPLE * -(-len(tokenizer) // _MULTIPLE)
+    text.pad_token_id = tokenizer.pad_token_id
+    return LlavaConfig(
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=tower.image_tokens,
+        vision_feature_select_strategy=tower.kind.strategy,
+        architectures=["LlavaForConditionalGeneration"],
+        dtype=dtype,
+    )
+
+
+def _named(prefix: str, make: Read) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in make().items()}
+
+
+def _language_weight(rows: int, name: str, read: Read) -> dict[str, Tensor]:
+    if name.endswith(".rotary_emb.inv_freq"):  # older Llamas saved this constant
+        return {}
+    tensor = read()
+    if name in _ROWS and len(tensor) < rows:
+        mean = tensor.float().mean(dim=0).to(tensor.dtype)
+        tensor = torch.cat([tensor, mean.expand(rows - len(tensor), -1)])  # (rows, width)
+    return {f"language_model.{name}": tensor}

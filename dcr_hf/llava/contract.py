@@ -1,0 +1,149 @@
+"""Does a folder meet what LLaVA's own code asks of a vision tower? Found out without LLaVA, by headers alone.
+
+LLaVA-1.5 reads a tower with CLIPImageProcessor and CLIPVisionModel of transformers 4.37.2 (LLaVA 1.1.1: 4.31.0) and
+takes `hidden_states[-2]` without token 0. The conditions are those of the releases' builder.py and clip_encoder.py; of
+LLaVA-NeXT, of its siglip_encoder.py.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, CLIPVisionModel, PreTrainedConfig
+
+from dcr_hf.llava.weights import opened, weight_files
+
+_PREFIX = "vision_model."
+_NEXT_SIGLIP_TOKENS = 729
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One condition: whether it holds, what it is about, what was found and, if it does not hold, what to do."""
+
+    holds: bool
+    about: str
+    told: str
+
+
+def check_tower(path: str) -> list[Finding]:
+    """What LLaVA-1.5 needs of the folder itself.
+
+    Raises:
+        FileNotFoundError: no folder, or one without a configuration.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path!r} is no folder. Give one that a run exported, OUT/NAME-dcr-vision.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{path!r} has no config.json: it is no model folder.")
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        return [Finding(False, "configuration", _not_clip(config))]
+    vision = config.vision_config if config.model_type == "clip" else config
+    geometry = f"CLIP, {vision.num_hidden_layers} layers of width {vision.hidden_size}, {vision.image_size} pixels"
+    tokens = f"{(vision.image_size // vision.patch_size) ** 2} image tokens"
+    return [
+        Finding(True, "configuration", f"{geometry}, {tokens}"),
+        _weights(folder, vision),
+        _image_processor(folder, vision.image_size),
+        _layers(vision.num_hidden_layers),
+    ]
+
+
+def _not_clip(config: PreTrainedConfig) -> str:
+    if config.model_type not in ("siglip", "siglip_vision_model"):
+        return f"a {config.model_type!r} model; LLaVA-1.5 reads its tower as a CLIP."
+    vision = config.vision_config if config.model_type == "siglip" else config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    text = (
+        "a SigLIP; LLaVA-1.5 would read it as a CLIP, with random weights where the names differ, and say nothing. "
+        "Use transformers' LLaVA: python -m dcr_hf.llava swap, recipes/llava15.py. "
+    )
+    if tokens != _NEXT_SIGLIP_TOKENS:
+        return text + f"LLaVA-NeXT's SigLIP tower takes 729 tokens (384 pixels) only; this one makes {tokens}."
+    return text + (
+        "LLaVA-NeXT has a SigLIP tower, which deletes the last layer and takes the rest's last output, but it takes "
+        "every path that exists for a CLIP: the tower must be named by a hub id with 'siglip' in it."
+    )
+
+
+def _weights(folder: Path, vision: PreTrainedConfig) -> Finding:
+    with torch.device("meta"):
+        tower = CLIPVisionModel(vision)
+    expected = {_PREFIX + n.removeprefix(_PREFIX): tuple(p.shape) for n, p in tower.named_parameters()}
+    found, bare = {}, []
+    try:
+        for file in weight_files(folder):
+            if file.suffix == ".safetensors" and not _names_its_format(file):
+                told = f"{file.name} does not say its format, which transformers 4.37.2 wants: save it again with it."
+                return Finding(False, "keys", told)
+            with opened(file) as tensors:
+                found |= {name: tuple(read().shape) for name, read in tensors.items() if name in expected}
+                bare += [name for name in tensors if _PREFIX + name in expected]
+    except FileNotFoundError as error:
+        return Finding(False, "keys", str(error))
+    if bare and not found:
+        told = (
+            f"names such as {bare[0]} without the prefix {_PREFIX}: transformers 4.37.2 would give every weight a "
+            "random value, with no error. Export the tower with python -m dcr_hf.export, which keeps the prefix."
+        )
+        return Finding(False, "keys", told)
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        told = f"{len(missing)} of {len(expected)} weights are missing, such as {missing[0]}: they would be random."
+        return Finding(False, "keys", told)
+    other = [name for name, shape in expected.items() if found[name] != shape]
+    if other:
+        told = f"{other[0]} has the shape {found[other[0]]}; the configuration says {expected[other[0]]}."
+        return Finding(False, "keys", told)
+    return Finding(True, "keys", f"all {len(expected)} weights, with the prefix {_PREFIX}")
+
+
+def _names_its_format(file: Path) -> bool:
+    with safe_open(file, framework="pt") as weights:
+        return (weights.metadata() or {}).get("format") == "pt"
+
+
+def _image_processor(folder: Path, side: int) -> Finding:
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        told = "preprocessor_config.json is missing: older transformers look nowhere else. Copy the base model's."
+        return Finding(False, "image processor", told)
+    fields = json.loads(file.read_text())
+    missing = [name for name in ("crop_size", "image_mean", "image_std", "size") if not fields.get(name)]
+    if missing:
+        told = f"preprocessor_config.json has no {', '.join(missing)}, which LLaVA reads. Copy the base model's."
+        return Finding(False, "image processor", told)
+    crop = fields["crop_size"]["height"] if isinstance(fields["crop_size"], dict) else fields["crop_size"]
+    if crop != side:
+        told = f"preprocessor_config.json crops to {crop} pixels, the tower takes {side}. Correct it."
+        return Finding(False, "image processor", told)
+    return Finding(True, "image processor", f"crops to {crop} pixels, pads with the mean {fields['image_mean']}")
+
+
+def _layers(count: int) -> Finding:
+    if count < 2:
+        return Finding(False, "layers", f"{count}: hidden_states[-2], which LLaVA takes, would be no layer's output.")
+    return Finding(True, "layers", f"hidden_states[-2] is the output of layer {count - 1} of {count}")
+
+
+def check_name(path: str) -> list[Finding]:
+    """What each release makes of a CLIP tower by the way its path is written."""
+    folder = Path(path).expanduser()
+    named = path.startswith(("openai", "laion"))
+    link = f"ln -s {folder.resolve().parent} openai"
+    return [
+        Finding(
+            named,
+            "LLaVA 1.1.1",
+            f"takes --vision_tower {path}"
+            if named
+            else "takes only names that begin with openai or laion. In the folder that you train from: "
+            f"{link}; then --vision_tower openai/{folder.resolve().name}",
+        ),
+        Finding(True, "LLaVA 1.2.2", f"takes any path that exists: --vision_tower {folder.resolve()}"),
+        Finding(True, "LLaVA-NeXT", f"takes any path that exists, as a CLIP: --vision_tower {folder.resolve()}"),
+    ]

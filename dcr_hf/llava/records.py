@@ -1,0 +1,126 @@
+"""LLaVA's JSON of conversations: read, and every fault named by its id before anything is loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+
+from dcr_hf.llava.conversations import IMAGE, image_first
+
+_NAMED = 5
+_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+Turns = list[tuple[str, str]]  # (human or gpt, what was said)
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "image": datasets.Value("string"),
+        "questions": datasets.List(datasets.Value("string")),
+        "answers": datasets.List(datasets.Value("string")),
+        "length": datasets.Value("int32"),
+    }
+)
+
+
+class _Fault(ValueError):
+    """What is wrong with one record."""
+
+
+def read_records(file: str, captions: bool) -> datasets.Dataset:
+    """Rows of FEATURES, in Arrow's memory. `length` counts words, as LLaVA does; of text without image it is negative.
+
+    Args:
+        captions: each record is one image and its caption.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not LLaVA's format; or records that cannot be used, named by id.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
+    read = _read_caption if captions else _read_conversation
+    rows, faults = [], []
+    for number, record in enumerate(records):
+        try:
+            rows.append(_row(record, number, read))
+        except _Fault as fault:
+            faults.append(f"{_name(record, number)}: {fault}")
+    if faults:
+        more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise ValueError(
+            f"{file}: {len(faults)} of {len(records)} conversations cannot be used. {'; '.join(faults[:_NAMED])}"
+            f"{more}. Correct or remove them."
+        )
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+def _name(record, number: int) -> str:
+    named = isinstance(record, dict) and "id" in record
+    return f"id {record['id']!r}" if named else f"number {number}, without id"
+
+
+def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], list[str]]]) -> dict:
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        raise _Fault("no list of conversations")
+    image = record.get("image")
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise _Fault(f"{len(image)} images, where LLaVA-1.5 takes one")
+        image = image[0]
+    turns = [_turn(turn) for turn in record["conversations"]]
+    if turns and turns[0][0] == "gpt":  # shared chats may begin in the middle; LLaVA leaves that answer out
+        turns = turns[1:]
+    for place, (role, _) in enumerate(turns):
+        if role != ("human", "gpt")[place % 2]:
+            raise _Fault(f"turn {place} is {role}'s, out of order")
+    turns = turns[: len(turns) // 2 * 2]  # a question behind the last answer teaches nothing
+    if not turns:
+        raise _Fault("no answer")
+    _check_images(turns, image is not None)
+    questions, answers = read(turns, image is not None)
+    words = sum(len(said.split()) for _, said in turns)
+    return {
+        "id": str(record.get("id", number)),
+        "image": image,
+        "questions": questions,
+        "answers": answers,
+        "length": max(words, 1) if image is not None else -max(words, 1),
+    }
+
+
+def _turn(turn) -> tuple[str, str]:
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        raise _Fault("a turn without a value")
+    role = _ROLES.get(turn.get("from"))
+    if role is None:
+        raise _Fault(f"a turn from {turn.get('from')!r}, neither human nor gpt")
+    return role, turn["value"]
+
+
+def _check_images(turns: Turns, has_image: bool) -> None:
+    marks = sum(said.count(IMAGE) for role, said in turns if role == "human")
+    if any(IMAGE in said for role, said in turns if role == "gpt"):
+        raise _Fault(f"{IMAGE} in an answer")
+    if has_image and marks == 0:
+        raise _Fault(f"an image, and no {IMAGE} in the questions")
+    if marks > 1:
+        raise _Fault(f"{marks} {IMAGE}, where LLaVA-1.5 takes one")
+    if marks and not has_image:
+        raise _Fault(f"{IMAGE}, and no image")
+
+
+def _read_caption(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
+    if not has_image or len(turns) != 2:
+        raise _Fault("not one image with one caption")
+    return [], [turns[1][1]]
+
+
+def _read_conversation(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
+    return [image_first(said) for _, said in turns[::2]], [said for _, said in turns[1::2]]

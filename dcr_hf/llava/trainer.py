@@ -1,0 +1,91 @@
+"""LlavaTrainer: Hugging Face's Trainer with LLaVA's loss, order of examples and learning rates."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from dcr_hf.llava.config import LlavaTraining
+from dcr_hf.llava.conversations import IGNORED
+from dcr_hf.llava.examples import Examples, LengthGroups, RandomOrder, collate
+from dcr_hf.llava.model import TrainedLlava
+from dcr_hf.resumable import ResumableTrainer, set_learning_rate
+
+_SKIPPED = "skipped.json"
+
+
+class _NextEpoch(TrainerCallback):
+    """Tells the order of examples which epoch it is. transformers does, but not behind a resume on several devices."""
+
+    def __init__(self, order: RandomOrder):
+        self.order = order
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.order.set_epoch(int(state.epoch))
+
+
+class LlavaTrainer(ResumableTrainer):
+    """Trains what requires a gradient in a LLaVA.
+
+    Args:
+        model: freeze what is not to be trained, see `TrainedLlava`.
+        args: the stage's own.
+        examples: to train on.
+        projector_learning_rate: where the projector has one of its own.
+        kwargs: passed on to `ResumableTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: TrainedLlava,
+        args: LlavaTraining,
+        examples: Examples,
+        projector_learning_rate: float | None = None,
+        **kwargs,
+    ):
+        collator = collate(examples.processor.tokenizer.pad_token_id)
+        super().__init__(model=model, args=args, train_dataset=examples, data_collator=collator, **kwargs)
+        self.projector_learning_rate = projector_learning_rate
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean over a batch's learned tokens, as in LLaVA: not over those of all devices' batches together."""
+        self.step_log.begin(self.counters())
+        skipped = inputs.pop("skipped")
+        outputs = model(**inputs)
+        learned = (inputs["labels"] != IGNORED).sum().float()
+        images = 0 if inputs["pixel_values"] is None else len(inputs["pixel_values"])
+        metrics = {"learned_tokens": learned}
+        self.step_log.record(self.state.global_step + 1, outputs.loss, metrics, images, skipped)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.projector_learning_rate is not None:
+            projector = self.accelerator.unwrap_model(self.model).projector
+            ids = {id(parameter) for parameter in projector.parameters()}
+            set_learning_rate(optimizer, ids, self.projector_learning_rate)
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset=None) -> RandomOrder:
+        kind = LengthGroups if self.args.train_sampling_strategy == "group_by_length" else RandomOrder
+        order = kind(
+            self.train_dataset.lengths,
+            self.args.per_device_train_batch_size,
+            batches=self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        self.add_callback(_NextEpoch(order))
+        return order
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        if resume_from_checkpoint and self.args.process_index == 0:
+            before = json.loads((Path(resume_from_checkpoint) / _SKIPPED).read_text())
+            self.step_log.skipped = Counter(before)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint)
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """What was left out so far."""
+        skipped = self.step_log.skipped_by_all()
+        if self.args.should_save:
+            (checkpoint / _SKIPPED).write_text(json.dumps(skipped) + "\n")

@@ -1,0 +1,122 @@
+"""A model folder's weights, read tensor by tensor and written shard by shard, whatever transformers named them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+_SINGLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+Read = Callable[[], Tensor]
+
+
+def canonical(name: str) -> str:
+    """One name for a weight of LLaVA in every layout: language_model.*, lm_head.*, vision_tower.* and
+    multi_modal_projector.*.
+
+    transformers 4.x writes language_model.model.*, language_model.lm_head.* and vision_tower.vision_model.*; 5.x holds
+    model.language_model.*, lm_head.* and model.vision_tower.* in memory, and writes a mixture of both.
+    """
+    name = name.removeprefix("model.")
+    for prefix, short in (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "language_model."),
+        ("vision_tower.vision_model.", "vision_tower."),
+    ):
+        if name.startswith(prefix):
+            return short + name.removeprefix(prefix)
+    return name
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, safetensors rather than PyTorch's own.
+
+    Raises:
+        FileNotFoundError: none, or one that the index names is missing.
+    """
+    found = next((folder / name for name in _SINGLE if (folder / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(_SINGLE)} is in it.")
+    if found.suffix != ".json":
+        return [found]
+    files = sorted(folder / name for name in set(json.loads(found.read_text())["weight_map"].values()))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is not whole: {found.name} names {', '.join(missing)}, not there.")
+    return files
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[dict[str, Read]]:
+    """{name: a function that reads the tensor} of one file; nothing is read before it is called."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as weights:
+            yield {name: lambda name=name: weights.get_tensor(name) for name in weights.keys()}
+    else:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        yield {name: lambda name=name: tensors[name] for name in tensors}
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names on disk; of safetensors by their headers alone."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        with opened(file) as tensors:
+            names |= tensors.keys()
+    return names
+
+
+class ShardWriter:
+    """Writes a folder's weights, each call of `add` a shard; at no time is more than one of them in memory."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._shards: list[dict[str, int]] = []
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, self._place(len(self._shards)), metadata={"format": "pt"})
+            self._shards.append({name: tensor.nbytes for name, tensor in contiguous.items()})
+
+    def finish(self) -> None:
+        """Name the shards as transformers does, and write their index."""
+        count = len(self._shards)
+        names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        for number, name in enumerate(names):
+            self._place(number).replace(self.folder / name)
+        index = {
+            "metadata": {"total_size": sum(sum(shard.values()) for shard in self._shards)},
+            "weight_map": {key: name for name, shard in zip(names, self._shards, strict=True) for key in shard},
+        }
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"shard-{number}.safetensors"
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    change: Callable[[str, Read], dict[str, Tensor]],
+    more: Iterable[Callable[[], dict[str, Tensor]]] = (),
+) -> None:
+    """Write `source`'s weights to `target`, a shard for a shard.
+
+    Args:
+        change: what a tensor becomes, by its name on disk and the function that reads it: {name: tensor}, or nothing.
+        more: make further shards, written first; each is called when its turn comes.
+    """
+    writer = ShardWriter(target)
+    for make in more:
+        writer.add(make())
+    for file in weight_files(source):
+        with opened(file) as tensors:
+            writer.add({name: tensor for key, read in tensors.items() for name, tensor in change(key, read).items()})
+    writer.finish()
