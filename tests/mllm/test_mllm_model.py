@@ -10,6 +10,7 @@ from conftest import MEAN, photographs
 from mllm_layouts import save_talkative_llava, write_naturalbench
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_llava import save_llava
 from transformers import AutoImageProcessor
 
 from dcr_hf.mllm.benchmarks import read_benchmarks
@@ -64,6 +65,13 @@ def test_batches_of_one_and_of_eight_give_the_same_replies(llava, data):
     together = said(Llava("a", str(llava), batch_size=8, workers=1, max_new_tokens=12), data, chosen)
     assert alone == together
     assert len(set(alone)) > 4  # the model does say something
+
+
+def test_a_siglip_tower_is_asked_too(siglip_folder, data, tmp_path):
+    model = Llava("a", str(save_llava(tmp_path / "llava-siglip", siglip_folder)), max_new_tokens=3)
+    inputs = model.conversations(photographs(1), ["What?"])
+    assert (inputs["input_ids"] == model.conversations.processor.image_token_id).sum() == 16
+    assert len(said(model, data, [0, 1, 2])) == 3
 
 
 def test_replies_depend_on_the_image(llava, data):
