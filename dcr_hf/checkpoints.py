@@ -27,6 +27,8 @@ _TRAINING_FACTS = (
     "lambda_rec",
     "lambda_con",
     "contrast_space",
+    "condition",
+    "patch_keep_ratio",
     "keep_weight",
     "num_negatives",
     "detach_negatives",

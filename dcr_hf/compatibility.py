@@ -12,6 +12,8 @@ _READ_BY = {
     "joint": ("lambda_rec", "lambda_con"),
 }
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DCRConfig)}
+
 
 def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
     """Refuse an objective that cannot train what its stage trains, and options that no stage's objective reads.
@@ -31,6 +33,7 @@ def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
             f"--projector_learning_rate is for --stage end_to_end; --stage {recipe.stage} trains the projector at "
             "--stage1_learning_rate, or not."
         )
+    _check_condition(recipe, args)
     if args.keep_weight and recipe.stage == "1":
         raise ValueError("--keep_weight guards the encoder, which --stage 1 does not train. Leave it out.")
     of_stages = {stage: stage_args(recipe, args, stage) for stage in stages_of(recipe)}
@@ -42,14 +45,26 @@ def check_objectives(recipe: Recipe, args: DCRConfig) -> None:
             f"{of_stages[STAGE1].objective}. Leave it out, or train stage 2 too."
         )
     objectives = {options.objective for options in of_stages.values()}
-    defaults = {field.name: field.default for field in dataclasses.fields(DCRConfig)}
     for objective in _READ_BY.keys() - objectives:
         for option in _READ_BY[objective]:
-            if getattr(args, option) != defaults[option]:
+            if getattr(args, option) != _DEFAULTS[option]:
                 raise ValueError(
                     f"--{option} is for --objective {objective} and would change nothing for "
                     f"{' and '.join(sorted(objectives))}. Leave it out, or choose that objective."
                 )
+
+
+def _check_condition(recipe: Recipe, args: DCRConfig) -> None:
+    if args.condition == "cls" and args.patch_keep_ratio != _DEFAULTS["patch_keep_ratio"]:
+        raise ValueError(
+            "--patch_keep_ratio is for --condition patches and would change nothing for --condition cls. Leave it "
+            "out, or give --condition patches."
+        )
+    if args.condition == "patches" and not needs_projector(recipe, args):
+        raise ValueError(
+            f"--condition patches is what the denoiser sees, and the objective {args.objective} does not ask it: it "
+            "would change nothing. Leave it out."
+        )
 
 
 def _check_projector_is_trained(stage: str, args: DCRConfig) -> None:

@@ -17,21 +17,55 @@ PROJECTOR_WEIGHTS = "model.safetensors"
 
 
 class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["dcr"]):
-    """h: image embeddings z (..., D) -> conditions c (..., C) for the denoiser's cross-attention."""
+    """h: image embeddings z (..., D) -> conditions c (..., C) for the denoiser's cross-attention.
 
-    def __init__(self, embedding_width: int, condition_width: int):
+    Attributes:
+        patch_width: W, where a second network of the same form makes tokens of patches; None where there is none.
+    """
+
+    def __init__(self, embedding_width: int, condition_width: int, patch_width: int | None = None):
         super().__init__()
         self.embedding_width = embedding_width
         self.condition_width = condition_width
-        self.layers = nn.Sequential(
-            nn.LayerNorm(embedding_width),
-            nn.Linear(embedding_width, condition_width),
-            nn.GELU(),
-            nn.Linear(condition_width, condition_width),
-        )
+        self.patch_width = patch_width
+        self.layers = _perceptron(embedding_width, condition_width)
+        self.patch_layers = None if patch_width is None else _perceptron(patch_width, condition_width)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.layers(embeddings)
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Hidden states of patches (..., W) -> tokens (..., C) that stand beside the prompt's; with `patch_width`."""
+        return self.patch_layers(patches)
+
+
+def _perceptron(width: int, condition_width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, condition_width),
+        nn.GELU(),
+        nn.Linear(condition_width, condition_width),
+    )
+
+
+def kept_count(patches: int, ratio: float) -> int:
+    """M, the nearest to this share of N patches, at least one."""
+    return max(1, round(ratio * patches))
+
+
+def choose_patches(images: int, patches: int, ratio: float, at_random: bool, device: torch.device) -> Tensor:
+    """Numbers (B, M) of `kept_count` different patches of each image.
+
+    Args:
+        images, patches: B and N.
+        at_random: others for every image at every call; otherwise the same, as evenly spaced as can be.
+    """
+    count = kept_count(patches, ratio)
+    if at_random:
+        # The largest of random numbers: a draw without replacement that the host need not wait for.
+        return torch.rand(images, patches, device=device).topk(count).indices
+    evenly = (2 * torch.arange(count, device=device) + 1) * patches // (2 * count)  # the middles of M equal parts
+    return evenly.expand(images, -1)
 
 
 class Encoded(NamedTuple):
@@ -41,29 +75,57 @@ class Encoded(NamedTuple):
     """z = f(x), (B, D)"""
     conditions: Tensor
     """c = h(z), (B, C)"""
+    tokens: Tensor | None = None
+    """of M of each image's patches, (B, M, C), where the condition has any"""
     originals: Tensor | None = None
     """the original encoder's z of the first images, (K, D), without gradient"""
 
 
 class ConditionModel(nn.Module):
-    """Images in [0, 1] -> embeddings z = f(x) and conditions c = h(z). What is trained is what requires a gradient."""
+    """Images in [0, 1] -> embeddings z = f(x) and conditions c = h(z). What is trained is what requires a gradient.
 
-    def __init__(self, encoder: ImageEncoder, projector: Projector):
+    Args:
+        patch_keep_ratio: of the patches whose tokens join the condition, chosen anew for every image at every call
+            (always the same in eval mode). For a projector with `patch_width`; None for one without.
+
+    Raises:
+        ValueError: there is one without the other.
+    """
+
+    def __init__(self, encoder: ImageEncoder, projector: Projector, patch_keep_ratio: float | None = None):
         super().__init__()
+        if (projector.patch_width is None) != (patch_keep_ratio is None):
+            raise ValueError(
+                f"patch_keep_ratio is {patch_keep_ratio} and the projector's patch_width {projector.patch_width}: "
+                "give both, for patch tokens in the condition, or neither."
+            )
         self.encoder = encoder
         self.projector = projector
+        self.patch_keep_ratio = patch_keep_ratio
         self._no_split_modules = [encoder.family.layer]  # FSDP's unit, under the name that accelerate looks for
 
     def forward(self, images: Tensor, originals: int = 0) -> Encoded:
-        """(B, 3, H, W) in [0, 1] -> z (B, D) and c (B, C).
+        """(B, 3, H, W) in [0, 1] -> z (B, D), c (B, C) and, with patches, their tokens (B, M, C).
 
         Args:
             originals: of so many of the images, the first, also what the original encoder says. In the same call,
                 since a strategy that divides the weights has them together only here.
         """
         original = self.encoder.original(images[:originals]) if originals else None
-        embeddings = self.encoder(images)
-        return Encoded(embeddings, self.projector(embeddings), original)
+        embeddings, patches = self.encoder.features(images)
+        tokens = None if self.patch_keep_ratio is None else self.projector.tokens(self._kept(patches))
+        return Encoded(embeddings, self.projector(embeddings), tokens, original)
+
+    def _kept(self, patches: Tensor) -> Tensor:
+        """(B, N, W) -> (B, M, W)"""
+        numbers = choose_patches(*patches.shape[:2], self.patch_keep_ratio, self.training, patches.device)
+        return patches.take_along_dim(numbers[:, :, None], dim=1)
+
+    @property
+    def kept_patches(self) -> int:
+        """M, how many of an image's patches have a token in its condition; 0 without patches."""
+        ratio = self.patch_keep_ratio
+        return 0 if ratio is None else kept_count(self.encoder.patch_count, ratio)
 
     @property
     def trains_encoder(self) -> bool:
@@ -94,7 +156,8 @@ class ConditionModel(nn.Module):
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.trains_projector:
             with torch.device("meta"):  # not initialised: that would draw from the generator that training uses
-                gathered = Projector(self.projector.embedding_width, self.projector.condition_width)
+                own = self.projector
+                gathered = Projector(own.embedding_width, own.condition_width, own.patch_width)
             gathered.load_state_dict(_below("projector.", state_dict), assign=True)
             gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
         if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
@@ -123,12 +186,17 @@ def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
-def check_projector(folder: str | Path, embedding_width: int, condition_width: int) -> Path:
+def check_projector(
+    folder: str | Path, embedding_width: int, condition_width: int, patch_width: int | None = None
+) -> Path:
     """The folder of the projector's files, if it fits between this encoder and this denoiser.
+
+    Args:
+        patch_width: the encoder's, where patch tokens are wanted in the condition; None where not.
 
     Raises:
         FileNotFoundError: there is no projector.
-        ValueError: it was trained for other widths; both are named.
+        ValueError: it was trained for other widths, both are named; or with patch tokens, or without.
     """
     place = find_projector(folder)
     if place is None:
@@ -142,6 +210,19 @@ def check_projector(folder: str | Path, embedding_width: int, condition_width: i
             f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
             f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
             f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
+        )
+    found = config.get("patch_width")  # older ones do not say
+    if (found is None) != (patch_width is None):
+        trained, wanted = ("cls" if width is None else "patches" for width in (found, patch_width))
+        raise ValueError(
+            f"the projector in {folder} was trained with --condition {trained}; what is wanted here is one of "
+            f"--condition {wanted}. Give such a one, train with the --condition that it has, or begin in another "
+            "--output_dir."
+        )
+    if found != patch_width:
+        raise ValueError(
+            f"the projector in {folder} maps patches of width {found}; this encoder's patches have width "
+            f"{patch_width}. Give the --projector that was trained for them, or run --stage 1."
         )
     return place
 

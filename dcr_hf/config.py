@@ -123,6 +123,21 @@ class DCRConfig(TrainingArguments):
             "evaluations without gradient. All but model are not the paper's objective."
         },
     )
+    condition: Literal["cls", "patches"] = field(
+        default="cls",
+        metadata={
+            "help": "What the denoiser sees of an image. cls: c, made of the embedding. patches: c, and tokens of "
+            "some of the image's patches beside it; every UNet evaluation is then a whole one. Not the paper's."
+        },
+    )
+    patch_keep_ratio: float = field(
+        default=0.1,
+        metadata={
+            "help": "Of an image's patches, the share whose tokens are in the condition, for --condition patches; "
+            "chosen anew for every image at every step. Where the denoiser sees too many, it can reconstruct the "
+            "image without the embedding."
+        },
+    )
     projector_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Of the projector in --stage end_to_end; by default --stage1_learning_rate."},
@@ -248,6 +263,10 @@ class DCRConfig(TrainingArguments):
             )
         if self.temperature <= 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be above 0.")
+        if not 0 < self.patch_keep_ratio <= 1:
+            raise ValueError(
+                f"--patch_keep_ratio is {self.patch_keep_ratio}; it is a share of the patches, above 0 and at most 1."
+            )
         if self.lora_rank < 0:
             raise ValueError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for full fine-tuning.")
         if not 0 <= self.max_bad_fraction < 1:
@@ -298,6 +317,11 @@ class DCRConfig(TrainingArguments):
     def other_images(self) -> int:
         """How many negatives an image can have."""
         return self.per_device_train_batch_size * (self.world_size if self.gather_conditions else 1) - 1
+
+    @property
+    def patch_ratio(self) -> float | None:
+        """The share of patches whose tokens are in the condition; None with --condition cls."""
+        return self.patch_keep_ratio if self.condition == "patches" else None
 
     @property
     def asks_denoiser(self) -> bool:

@@ -92,12 +92,13 @@ def describe_conflict(names: list[str], gradients: dict[str, list[Tensor]]) -> d
 
 def layer_of(parameter: str) -> str:
     """'encoder.model.base_model.model.vision_model.encoder.layers.3.mlp.fc1...' -> '3', the transformer's layer; else
-    the module: 'visual_projection', 'embeddings', 'projector.1'."""
+    the module: 'visual_projection', 'embeddings', 'projector.1', 'projector.patch_layers.1'."""
     numbered = re.search(r"\.encoder\.layers\.(\d+)\.", parameter)
     if numbered:
         return numbered[1]
-    parts = [part for part in parameter.split(".") if part not in ("model", "base_model", "vision_model", "layers")]
-    return ".".join(parts[:2]) if parts[0] == "projector" else parts[1]
+    inner = ("model", "base_model", "vision_model", "layers", "weight", "bias")
+    parts = [part for part in parameter.split(".") if part not in inner]
+    return ".".join(parts) if parts[0] == "projector" else parts[1]
 
 
 def conflicting_terms(

@@ -23,9 +23,9 @@ class FrozenDenoiser(nn.Module):
     """A frozen Stable Diffusion that predicts noise (or velocity) under conditions made from images.
 
     A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` has the cheaper
-    way to the same predictions. The denoiser is never a child of the trained module: it holds no trainable weight, and
-    checkpoints and ZeRO must not see it. It computes in its own dtype, whatever autocast is active, and returns
-    float32.
+    way to the same predictions. It may bring tokens of its own too (`with_tokens`). The denoiser is never a child of
+    the trained module: it holds no trainable weight, and checkpoints and ZeRO must not see it. It computes in its own
+    dtype, whatever autocast is active, and returns float32.
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.
@@ -115,6 +115,11 @@ class FrozenDenoiser(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens E has: 77 in every Stable Diffusion."""
+        return self.empty_prompt.shape[1]
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> sampled, scaled latents l (B, 4, h, w), float32."""
@@ -160,13 +165,27 @@ class FrozenDenoiser(nn.Module):
         signal, sigma = self.levels(timesteps)
         return (noisy_latents - sigma * noise) / signal
 
+    def with_tokens(self, conditions: Tensor, tokens: Tensor | None) -> Tensor:
+        """Conditions that bring tokens of their own, in the form that the predictions take.
+
+        Args:
+            conditions: c (B, C), added to every token of the empty prompt.
+            tokens: (B, M, C), which the cross-attention sees beside those; None for c alone.
+
+        Returns:
+            (B, 77 + M, C), or c as it came.
+        """
+        if tokens is None:
+            return conditions
+        return torch.cat([conditions[:, None].expand(-1, self.prompt_length, -1), tokens], dim=1)
+
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """The prediction for each noisy latent under its own condition.
 
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (B, C), or (B, 77, C) with one vector a token.
+            conditions: c (B, C), or others of `predict_chosen`'s.
 
         Returns:
             (B, 4, h, w), float32, differentiable in the conditions.
@@ -180,7 +199,7 @@ class FrozenDenoiser(nn.Module):
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (K, C), or (K, 77, C) with one vector a token.
+            conditions: c (K, C), or others of `predict_chosen`'s.
 
         Returns:
             (B, K, 4, h, w), float32, differentiable in the conditions.
@@ -197,7 +216,8 @@ class FrozenDenoiser(nn.Module):
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (K, C), or (K, 77, C) with one vector a token.
+            conditions: c (K, C); or (K, 77, C) with one vector a token; or (K, 77 + M, C), whose last M are tokens
+                that stand beside those of E, see `with_tokens`.
             chosen: (B, M), [i, m] is the number of the m-th condition of latent i.
 
         Returns:
@@ -224,13 +244,14 @@ class FrozenDenoiser(nn.Module):
         return evaluate, F.linear(conditions.to(self.bias_matrix.dtype), self.bias_matrix)
 
     def _plain_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
-        """Right for any condition: E + c through the UNet's own cross-attention. A condition brings c: (K, 77, C), or
-        (K, 1, C)."""
+        """Right for any condition: E + c, and the tokens that stand beside, through the UNet's own cross-attention. A
+        condition brings itself: (K, 77 + M, C), or c as (K, 1, C)."""
         added = self._added(noisy_latents)
 
         def evaluate(rows: Tensor, conditions: Tensor) -> Tensor:
             with _own_dtype(conditions):
-                tokens = self.empty_prompt + conditions.to(self.dtype)  # (P, 77, C)
+                shared, own = conditions.to(self.dtype).tensor_split([self.prompt_length], dim=1)
+                tokens = torch.cat([self.empty_prompt + shared, own], dim=1)  # (P, 77 + M, C)
                 return self._forward(
                     noisy_latents[rows], timesteps[rows], tokens, added_cond_kwargs=added, return_dict=False
                 )[0]
@@ -250,7 +271,7 @@ class FrozenDenoiser(nn.Module):
 
     def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
         """Made once for each number and kind of pairs, so that all steps of a run have the same chunks."""
-        key = (self.pair_chunk_size, len(rows), brought.ndim)
+        key = (self.pair_chunk_size, *brought.shape)
         if key not in self._plans:
             automatic = self.pair_chunk_size == "auto"
             self._plans[key] = (

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -44,6 +45,8 @@ class Family:
     """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
     beside_vision: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
+    class_tokens: int
+    """Of the vision tower's last hidden states, those that stand before the patches'."""
     export_prefixes: tuple[str, ...]
     """Where an exported weight may differ from the original: the vision side."""
 
@@ -57,6 +60,7 @@ FAMILIES = {
         layer="CLIPEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
         beside_vision=("text_model", "text_projection", "logit_scale"),
+        class_tokens=1,
         export_prefixes=("vision_model.", "visual_projection."),
     ),
     "siglip": Family(
@@ -65,6 +69,7 @@ FAMILIES = {
         layer="SiglipEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
         beside_vision=("text_model", "logit_scale", "logit_bias"),
+        class_tokens=0,
         export_prefixes=("vision_model.",),
     ),
 }
@@ -107,6 +112,11 @@ def embedding_width(config: PreTrainedConfig) -> int:
     return config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
 
 
+def patch_width(config: PreTrainedConfig) -> int:
+    """W, the width of the vision tower's hidden states."""
+    return config.vision_config.hidden_size
+
+
 def check_encoder(path_or_id: str) -> int:
     """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
 
@@ -142,6 +152,15 @@ def check_encoder(path_or_id: str) -> int:
     return embedding_width(config)
 
 
+class Features(NamedTuple):
+    """What the vision side makes of B images, in one forward pass."""
+
+    embeddings: Tensor
+    """z = f(x), (B, D), not normalised to unit length"""
+    patches: Tensor
+    """the last hidden states of the N patches, (B, N, W)"""
+
+
 class ImageEncoder(nn.Module):
     """The vision side of a CLIP-family model: images in [0, 1] -> z = f(x).
 
@@ -152,6 +171,8 @@ class ImageEncoder(nn.Module):
         model: the dual encoder without its text side; a `PeftModel` around it once LoRA is added.
         image_size: side of the square input, in pixels.
         embedding_width: D, the width of z.
+        patch_width: W, the width of the patches' hidden states.
+        patch_count: N, how many patches an image has.
         mean, std: (1, 3, 1, 1), the checkpoint's own pixel statistics.
         frozen_copy: the model as it was, where `keep_original` was called; None otherwise.
     """
@@ -163,8 +184,11 @@ class ImageEncoder(nn.Module):
         self.model = model.requires_grad_(False)
         self.frozen_copy: PreTrainedModel | None = None
         self.family = family
-        self.image_size: int = model.config.vision_config.image_size
+        vision = model.config.vision_config
+        self.image_size: int = vision.image_size
         self.embedding_width = embedding_width(model.config)
+        self.patch_width = patch_width(model.config)
+        self.patch_count = (vision.image_size // vision.patch_size) ** 2
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
 
@@ -195,10 +219,15 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> z (B, D), not normalised to unit length."""
-        return self._embed(self.model, images)
+        return self.features(images).embeddings
 
-    def _embed(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Tensor:
-        return model.get_image_features(pixel_values=self.normalize(images)).pooler_output
+    def features(self, images: Tensor) -> Features:
+        """(B, 3, H, W) in [0, 1] -> z and the patches' last hidden states."""
+        return self._features(self.model, images)
+
+    def _features(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Features:
+        output = model.get_image_features(pixel_values=self.normalize(images))
+        return Features(output.pooler_output, output.last_hidden_state[:, self.family.class_tokens :])
 
     @torch.no_grad()
     def original(self, images: Tensor) -> Tensor:
@@ -207,10 +236,10 @@ class ImageEncoder(nn.Module):
         With adapters the base is asked without them. Without, `keep_original` must have been called before training.
         """
         if self.frozen_copy is not None:
-            return self._embed(self.frozen_copy.eval(), images)
+            return self._features(self.frozen_copy.eval(), images).embeddings
         training = self.model.training
         with self.model.eval().disable_adapter():
-            embeddings = self._embed(self.model, images)
+            embeddings = self._features(self.model, images).embeddings
         self.model.train(training)
         return embeddings
 

@@ -77,16 +77,20 @@ class Preview:
     def _predict(self, model: nn.Module) -> tuple[dict[str, np.ndarray], Tensor]:
         """Images (K, H, W, 3) by column, and the noise MSE (K, 4) under each of `CONDITIONS`."""
         views = self.view(self._images)
-        own, of_views = model(torch.cat([self._images, views]), originals=0).conditions.chunk(2)  # (K, C) each
-        table = torch.stack([own, of_views, own.roll(1, dims=0), torch.zeros_like(own)], dim=1)  # (K, 4, C)
         denoiser = self.denoiser
+        encoded = model(torch.cat([self._images, views]), originals=0)
+        table = denoiser.with_tokens(encoded.conditions, encoded.tokens)  # (2 K, ...), the images' and the views'
         latents = denoiser.encode(self._images)
         # Half-way: the outline is still there, what the image was is not.
         steps = torch.full((len(latents),), denoiser.scheduler.config.num_train_timesteps // 2, device=latents.device)
         noise = torch.randn_like(latents)
         noisy = denoiser.add_noise(latents, noise, steps)
-        chosen = torch.arange(table.shape[0] * table.shape[1], device=latents.device).view(table.shape[:2])
-        predicted = denoiser.predict_chosen(noisy, steps, table.flatten(0, 1), chosen)  # (K, 4, 4, h, w)
+        rows = torch.arange(len(latents), device=latents.device)
+        chosen = torch.stack([rows, rows + len(rows), rows.roll(1)], dim=1)  # (K, 3)
+        # Apart from the others, which may have tokens of their own: nothing stands beside the empty prompt.
+        nothing = latents.new_zeros(len(rows), denoiser.condition_width)
+        empty = denoiser.predict(noisy, steps, nothing)[:, None]
+        predicted = torch.cat([denoiser.predict_chosen(noisy, steps, table, chosen), empty], dim=1)  # (K, 4, 4, h, w)
         columns = {"image": self._images, "view": views, "noisy": denoiser.decode(noisy)}
         errors = []
         for name, of_condition in zip(CONDITIONS, predicted.unbind(dim=1), strict=True):

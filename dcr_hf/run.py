@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import deepspeed
@@ -20,7 +19,7 @@ from dcr_hf.compatibility import check_objectives, needs_projector
 from dcr_hf.condition import ConditionModel, Projector, check_projector
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
-from dcr_hf.encoder import ImageEncoder, check_encoder
+from dcr_hf.encoder import ImageEncoder, check_encoder, patch_width, read_encoder_config
 from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
@@ -30,7 +29,6 @@ from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
     END_TO_END,
     STAGE1,
-    STAGE2,
     describe,
     encoder_stage,
     end_to_end_stage,
@@ -39,6 +37,7 @@ from dcr_hf.stages import (
     stage_args,
     stages_of,
     train_stage,
+    wait_for_all,
 )
 
 
@@ -149,13 +148,16 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
         _print_plan(recipe, args, denoiser, source)
         return
     facts = _prepare_output(recipe, args, output)
-    for stage in stages_of(recipe):
-        if not is_finished(output / stage):
-            # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
-            with loaded_whole(args):
-                model = _model_of(stage, recipe, args, denoiser)
-            stage_options = stage_args(recipe, args, stage)
-            train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
+    stages = stages_of(recipe)
+    unfinished = [stage for stage in stages if not is_finished(output / stage)]
+    wait_for_all(args)  # none finishes a stage before all have looked
+    for stage in unfinished:
+        # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
+        with loaded_whole(args):
+            model = _model_of(stage, recipe, args, denoiser)
+        stage_options = stage_args(recipe, args, stage)
+        train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
+    stage = stages[-1]
     if stage != STAGE1 and args.process_index == 0:
         with loaded_whole(args):
             _export(recipe, args, facts, output / stage)
@@ -176,13 +178,15 @@ def loaded_whole(args: DCRConfig) -> Iterator[None]:
 def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser) -> ConditionModel:
     encoder = ImageEncoder.from_pretrained(recipe.encoder)
     if stage == STAGE1:
-        return projector_stage(encoder, denoiser.condition_width, args.seed)
+        return projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio)
     if stage == END_TO_END:
         return end_to_end_stage(encoder, denoiser.condition_width, args)
-    if not needs_projector(recipe, args):
-        return encoder_stage(encoder, projector_stage(encoder, denoiser.condition_width, args.seed).projector, args)
+    if recipe.dry_run or not needs_projector(recipe, args):  # any will do; for a plan its own need not be there yet
+        fresh = projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio).projector
+        return encoder_stage(encoder, fresh, args)
     folder = recipe.projector or Path(args.output_dir) / STAGE1
-    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width)
+    of_patches = None if args.patch_ratio is None else encoder.patch_width
+    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width, of_patches)
     return encoder_stage(encoder, Projector.from_pretrained(place), args)
 
 
@@ -192,10 +196,12 @@ def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation |
     output = Path(args.output_dir)
     check_objectives(recipe, args)
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
-    if recipe.stage == "2" and needs_projector(recipe, args):
-        check_projector(recipe.projector or output / STAGE1, *widths)
     if recipe.stage != "2" and recipe.projector:
         raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
+    goes_on = recipe.stage == "all" and is_finished(output / STAGE1) and not recipe.overwrite_output_dir
+    if goes_on or (recipe.stage == "2" and needs_projector(recipe, args)):
+        of_patches = None if args.patch_ratio is None else patch_width(read_encoder_config(recipe.encoder)[0])
+        check_projector(recipe.projector or output / STAGE1, *widths, of_patches)
     source = find_source(recipe.train_data)
     _check_amount(recipe, args, source)
     finished = [output / STAGE1] if recipe.stage == "1" else list(export_folders(recipe.encoder, output))
@@ -253,8 +259,7 @@ def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
             for folder in export_folders(recipe.encoder, output):
                 shutil.rmtree(folder, ignore_errors=True)
         facts.write(output)
-    if args.world_size > 1:
-        torch.distributed.barrier()
+    wait_for_all(args)
     return facts
 
 
@@ -264,11 +269,7 @@ def _print_plan(recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser, sourc
         return
     plans = []
     for stage in stages_of(recipe):
-        if stage == STAGE2:  # whose projector there need not be yet
-            encoder = ImageEncoder.from_pretrained(recipe.encoder)
-            model = encoder_stage(encoder, Projector(encoder.embedding_width, denoiser.condition_width), args)
-        else:
-            model = _model_of(stage, recipe, args, denoiser)
+        model = _model_of(stage, recipe, args, denoiser)
         plans.append(describe(model, stage_args(recipe, args, stage), source.images))
     print("\n\n".join(plans))
 

@@ -58,10 +58,13 @@ def is_finished(stage_folder: Path) -> bool:
     return find_projector(stage_folder) is not None if stage_folder.name == STAGE1 else has_encoder(stage_folder)
 
 
-def projector_stage(encoder: ImageEncoder, condition_width: int, seed: int) -> ConditionModel:
-    """Stage 1: a fresh projector is trained on the frozen encoder."""
+def projector_stage(
+    encoder: ImageEncoder, condition_width: int, seed: int, patch_keep_ratio: float | None = None
+) -> ConditionModel:
+    """Stage 1: a fresh projector is trained on the frozen encoder; with a ratio, one of patches too."""
     torch.manual_seed(seed)
-    return ConditionModel(encoder, Projector(encoder.embedding_width, condition_width))
+    patch_width = None if patch_keep_ratio is None else encoder.patch_width
+    return ConditionModel(encoder, Projector(encoder.embedding_width, condition_width, patch_width), patch_keep_ratio)
 
 
 def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) -> ConditionModel:
@@ -73,12 +76,12 @@ def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) 
         if args.keep_weight:
             encoder.keep_original()
         encoder.unfreeze()
-    return ConditionModel(encoder, projector.requires_grad_(False))
+    return ConditionModel(encoder, projector.requires_grad_(False), args.patch_ratio)
 
 
 def end_to_end_stage(encoder: ImageEncoder, condition_width: int, args: DCRConfig) -> ConditionModel:
     """A fresh projector and the encoder together, from the start."""
-    projector = projector_stage(encoder, condition_width, args.seed).projector
+    projector = projector_stage(encoder, condition_width, args.seed, args.patch_ratio).projector
     model = encoder_stage(encoder, projector, args)
     projector.requires_grad_(True)
     return model
@@ -102,6 +105,7 @@ def train_stage(
     if checkpoint is not None and step_of(checkpoint) >= args.max_steps:  # it died between that and the result
         if args.process_index == 0:
             finish_from(checkpoint, folder)
+        wait_for_all(args)  # the next stage reads it
         return
     images = TrainingImages(
         source,
@@ -137,6 +141,11 @@ def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:
     if args.process_index:
         return []
     return [TensorBoardCallback(SummaryWriter(Path(args.output_dir) / "runs", purge_step=step + 1))]
+
+
+def wait_for_all(args: DCRConfig) -> None:
+    if args.world_size > 1:
+        torch.distributed.barrier()
 
 
 def finish_from(checkpoint: Path, folder: Path) -> None:
@@ -175,6 +184,8 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             modules[_module_of(name)] += parameter.numel()
+    kept = model.kept_patches
+    seen = f"c, and tokens of {kept} of {model.encoder.patch_count} patches; without the fast path, not exact then"
     batch = args.per_device_train_batch_size
     per_step = batch * args.gradient_accumulation_steps * args.world_size
     both, forward = (count * args.gradient_accumulation_steps * args.world_size for count in args.unet_evaluations)
@@ -193,6 +204,7 @@ def describe(model: ConditionModel, args: DCRConfig, images: int | None) -> str:
             f"  images a step         {per_step:,} = {batch} a device x {args.gradient_accumulation_steps} "
             f"accumulated x {args.world_size} devices",
             f"  objective             {args.objective}",
+            *([f"  condition             {seen}"] if kept else []),
             f"  UNet evaluations      {both:,} a step, forward and backward"
             + (f", and {forward:,} forward only" if forward else ""),
             f"  steps an epoch        {epoch}",

@@ -92,7 +92,8 @@ class DCRTrainer(ResumableTrainer):
         kept = len(images) if self.args.keep_weight else 0
         encoded = model(torch.cat([images, self.view(images)]), originals=kept)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
-        conditions, view_conditions = encoded.conditions.chunk(2)  # (B, C) each
+        conditions = self.denoiser.with_tokens(encoded.conditions, encoded.tokens)
+        conditions, view_conditions = conditions.chunk(2)  # (B, C) each, with patches (B, 77 + M, C)
         diffuse = partial(Diffused.draw, self.denoiser, images)
         batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)

@@ -15,7 +15,7 @@ from dcr_hf.stages import projector_stage
 
 def build(folder: str):
     torch.manual_seed(0)
-    model = projector_stage(ImageEncoder.from_pretrained(folder), 32, seed=0)
+    model = projector_stage(ImageEncoder.from_pretrained(folder), 32, seed=0, patch_keep_ratio=0.25)
     model.encoder.add_lora(rank=4, alpha=4, dropout=0.0)
     return model
 
@@ -29,8 +29,10 @@ def main(folder: str, output: str) -> None:
     torch.manual_seed(dist.get_rank())
     images = torch.rand(4, 3, 32, 32)
     for model in (whole, sharded):
+        torch.manual_seed(dist.get_rank())  # the same patches
         encoded = model(images, originals=2)
-        (encoded.conditions.square().mean() + (encoded.embeddings[:2] * encoded.originals).sum()).backward()
+        of_denoiser = encoded.conditions.square().mean() + encoded.tokens.square().mean()
+        (of_denoiser + (encoded.embeddings[:2] * encoded.originals).sum()).backward()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     gathered = get_model_state_dict(sharded, options=options)
     for (name, expected), found in zip(whole.named_parameters(), sharded.parameters(), strict=True):

@@ -129,7 +129,24 @@ def test_on_a_cpu_the_plan_is_the_same_every_time(denoiser):
         denoiser.plan_anew()
         denoiser.predict_pairs(*pairs_of(denoiser, 3, 4))
         plans.append(dict(denoiser._plans))
-    assert plans[0] == plans[1] == {("auto", 12, 2): ChunkPlan(12, 1)}
+    assert plans[0] == plans[1] and list(plans[0].values()) == [ChunkPlan(12, 1)]
+
+
+def test_conditions_with_tokens_of_their_own_are_measured_apart(denoiser, monkeypatch):
+    measured = []
+
+    def plan(evaluate, rows, brought):
+        measured.append(tuple(brought.shape))
+        return ChunkPlan(len(rows))
+
+    monkeypatch.setattr("dcr_hf.denoiser.make_plan", plan)
+    denoiser.pair_chunk_size = "auto"
+    denoiser.plan_anew()
+    noisy, timesteps, conditions = pairs_of(denoiser, 2, 2)
+    for count in (1, 9, 1):
+        with_tokens = denoiser.with_tokens(conditions, torch.ones(2, count, CONDITION_WIDTH))
+        denoiser.predict_pairs(noisy, timesteps, with_tokens)
+    assert measured == [(4, 78, CONDITION_WIDTH), (4, 86, CONDITION_WIDTH)]
 
 
 def test_measuring_is_no_evaluation(denoiser):

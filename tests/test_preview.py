@@ -33,7 +33,10 @@ def preview_in(folder, denoiser, every=2):
     return Preview(folder, every, denoiser, PositiveView(32), seed=7, writes=True)
 
 
-def test_each_cell_is_what_it_says(denoiser, model, tmp_path):
+@pytest.mark.parametrize("patch_keep_ratio", [None, 0.25])
+def test_each_cell_is_what_it_says(denoiser, clip_folder, tmp_path, patch_keep_ratio):
+    encoder = ImageEncoder.from_pretrained(str(clip_folder))
+    model = projector_stage(encoder, CONDITION_WIDTH, 0, patch_keep_ratio)
     preview = preview_in(tmp_path, denoiser)
     preview.show(images())
     torch.manual_seed(3)
@@ -45,9 +48,12 @@ def test_each_cell_is_what_it_says(denoiser, model, tmp_path):
     latents = denoiser.encode(images()[:4])
     noise, steps = torch.randn_like(latents), torch.full((4,), 500)
     noisy = denoiser.add_noise(latents, noise, steps)
-    own, of_view = model(images()[:4]).conditions, model(view).conditions
+    own, of_view = (
+        denoiser.with_tokens(encoded.conditions, encoded.tokens) for encoded in (model(images()[:4]), model(view))
+    )
+    nothing = torch.zeros(4, CONDITION_WIDTH)
     abar = denoiser.scheduler.alphas_cumprod[500]
-    for column, used in enumerate((own, of_view, own[[3, 0, 1, 2]], torch.zeros_like(own))):
+    for column, used in enumerate((own, of_view, own[[3, 0, 1, 2]], nothing)):
         predicted = denoiser.predict(noisy, steps, used)
         if denoiser.native_target == "epsilon":
             clean, found = (noisy - (1 - abar).sqrt() * predicted) / abar.sqrt(), predicted

@@ -174,6 +174,15 @@ def two_uninterrupted(options, tmp_path):
 
 
 def test_two_processes_killed_or_signalled_and_resumed_end_alike(options, two_uninterrupted, tmp_path):
+    # Dead between the last checkpoint and the result, and the rank that makes the result of it is slow.
+    late = tmp_path / "late"
+    shutil.copytree(tmp_path / "whole" / "stage1", late / "stage1")
+    shutil.rmtree(late / "stage1" / "projector")
+    wanted = options | {"--output_dir": late, "--stage2_max_steps": 12}
+    done = Program(*TORCHRUN, HERE / "slow_finish_worker.py", "--use_cpu", *words(wanted)).wait()
+    assert done.returncode == 0, done.stderr
+    assert_same(late, two_uninterrupted, stage2_steps=12)
+
     killed = tmp_path / "killed"
     program = launch_two(options, killed)
     for rank in reach_stage_2(program, killed):

@@ -276,7 +276,8 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(clip_folder, sd_f
         torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-4, atol=1e-6)
 
 
-def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser, tmp_path):
+@pytest.mark.parametrize("patch_keep_ratio", [None, 0.5])
+def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser, tmp_path, patch_keep_ratio):
     """DDP synchronises what goes through its wrapper: nothing trainable may be reached around it."""
     calls = []
 
@@ -287,10 +288,9 @@ def test_conditions_come_only_from_the_model_that_is_handed_in(encoder, denoiser
 
         def forward(self, images, originals):
             calls.append((images.shape, originals))
-            embeddings, conditions, _ = self.module(images)
-            return Encoded(embeddings.detach(), conditions.detach())
+            return Encoded(*(None if made is None else made.detach() for made in self.module(images)))
 
-    model = stage("stage1", encoder, None)
+    model = projector_stage(encoder, CONDITION_WIDTH, 0, patch_keep_ratio)
     trainer = DCRTrainer(model, config(tmp_path), denoiser, train_dataset=photo_items(8))
     images = torch.stack([item["image"] for item in photo_items(4)]) / 255
     loss = trainer.compute_loss(Wrapper(model), {"images": images, "skipped": [], "position": None})

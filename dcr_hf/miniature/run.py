@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_hf.condition import Projector, find_projector
-from dcr_hf.config import Recipe
+from dcr_hf.condition import ConditionModel, Projector, find_projector
+from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder, read_encoder_config
 from dcr_hf.evaluation.report import Section, write_report
@@ -64,7 +64,7 @@ def main(recipe: Recipe, **training: Any) -> None:
         measure_encoders(encoders, data, report.parent)  # each process a share
         if first:
             results = read_results(report.parent)
-            write_report(results, make_tables(results), report, _sections(recipe, enhanced, output, size))
+            write_report(results, make_tables(results), report, _sections(recipe, args, enhanced, size))
             print(summary(results))
             print(f"\n{verdict(results)}\n\nThe report: {report}")
 
@@ -74,18 +74,24 @@ def _wait(processes: int) -> None:
         torch.distributed.barrier()
 
 
-def _sections(recipe: Recipe, enhanced: Path, output: Path, size: int) -> list[Section]:
+def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> list[Section]:
     scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
     sheet = scene_sheet(scenes[:SHOWN_SCENES], size)
     pixels = np.stack([np.asarray(render(scene, size)) for scene in scenes[:SHOWN_PREDICTIONS]])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser, torch.float32)
-    trained = output / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
+    trained = Path(args.output_dir) / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
     projector = Projector.from_pretrained(find_projector(recipe.projector or trained))
-    with torch.no_grad():
-        before = projector(ImageEncoder.from_pretrained(recipe.encoder).eval()(images))
-        after = projector(ImageEncoder.from_pretrained(str(enhanced)).eval()(images))
-    kinds = {"empty prompt": torch.zeros_like(before), "own, before": before, "own, after": after}
+
+    @torch.no_grad()
+    def conditions_by(encoder: str) -> torch.Tensor:
+        model = ConditionModel(ImageEncoder.from_pretrained(encoder), projector, args.patch_ratio).eval()
+        encoded = model(images)
+        return denoiser.with_tokens(encoded.conditions, encoded.tokens)
+
+    before, after = conditions_by(recipe.encoder), conditions_by(str(enhanced))
+    nothing = torch.zeros(len(images), denoiser.condition_width)
+    kinds = {"empty prompt": nothing, "own, before": before, "own, after": after}
     predicted = clean_images(denoiser, images, kinds | {"another image's": after.roll(1, dims=0)})
     return [
         Section("The scenes", ["Drawn by dcr_hf/miniature; of the test draw."], [(sheet, "Scenes with captions")]),

@@ -42,7 +42,7 @@ class Batch:
 
     Attributes:
         embeddings, view_embeddings: z and z+ (B, D).
-        conditions, view_conditions: c and c+ (B, C).
+        conditions, view_conditions: c and c+ (B, C), or what else the denoiser takes as conditions.
         diffuse: draws the images' latents and noise, for objectives that ask the denoiser.
     """
 

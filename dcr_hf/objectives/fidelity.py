@@ -32,5 +32,10 @@ def noise_errors(denoiser: FrozenDenoiser, diffused: Diffused, **predictions: Te
 
 
 def condition_norm(denoiser: FrozenDenoiser, conditions: Tensor) -> dict[str, Tensor]:
-    """The mean norm of the conditions (B, C), as a multiple of that of a token of the empty prompt."""
-    return {"condition_norm": conditions.norm(dim=-1).mean() / denoiser.token_norm}
+    """The mean norm of the conditions (B, C), as a multiple of that of a token of the empty prompt; of conditions
+    (B, 77 + M, C) beside it that of the M tokens of their own."""
+    norms = conditions.norm(dim=-1) / denoiser.token_norm
+    if conditions.ndim == 2:
+        return {"condition_norm": norms.mean()}
+    shared, own = norms.tensor_split([denoiser.prompt_length], dim=1)
+    return {"condition_norm": shared.mean()} | ({"patch_token_norm": own.mean()} if own.numel() else {})

@@ -44,7 +44,7 @@ def choose_negatives(own: Tensor, total: int, count: int | None) -> Tensor:
 
 
 def gather_conditions(conditions: Tensor) -> tuple[Tensor, int]:
-    """The conditions of all processes (W * B, C), and the number of the first of this process's own.
+    """The conditions (B, ...) of all processes, (W * B, ...), and the number of the first of this process's own.
 
     Gradients go back to the process that a condition belongs to, summed over all that used it. With the mean over
     processes that DDP takes afterwards, they are those of one process with the joined batch.

@@ -3,11 +3,15 @@
 import re
 
 import pytest
+import torch
 from transformers import CLIPModel, CLIPVisionModel
 
-from dcr_hf.config import Recipe
+from dcr_hf import FrozenDenoiser
+from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.encoder import ImageEncoder
 from dcr_hf.evaluation.results import Results
 from dcr_hf.miniature import layouts, run
+from dcr_hf.stages import projector_stage
 
 
 @pytest.fixture
@@ -71,6 +75,31 @@ def test_models_that_are_not_there_end_it_before_anything_is_drawn(tmp_path, mon
     assert ended.value.code == 2
     assert f"recipes/pretrain_miniature.py --output_dir {tmp_path}/made" in capsys.readouterr().err
     assert not (tmp_path / "scenes").exists()
+
+
+def test_the_page_shows_conditions_with_their_patches(pretrained, tmp_path, monkeypatch):
+    folder = str(pretrained / "clip-miniature")
+    recipe = Recipe(encoder=folder, denoiser=str(pretrained / "sd-miniature-v"))
+    denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser)
+    model = projector_stage(ImageEncoder.from_pretrained(folder), denoiser.condition_width, 0, 0.25)
+    model.save_trained(tmp_path / "stage1")
+    shown = {}
+
+    def clean_images(denoiser, images, kinds):
+        shown.update(kinds, images=images)
+        return {}
+
+    monkeypatch.setattr(run, "clean_images", clean_images)
+    args = DCRConfig(str(tmp_path), use_cpu=True, report_to="none", condition="patches", patch_keep_ratio=0.25)
+    run._sections(recipe, args, folder, model.encoder.image_size)
+    with torch.no_grad():
+        encoded = model.eval()(shown["images"])
+    length = denoiser.empty_prompt.shape[1]  # not 77: the miniature has a text encoder of its own
+    expected = torch.cat([encoded.conditions[:, None].expand(-1, length, -1), encoded.tokens], dim=1)
+    assert encoded.tokens.shape[:2] == (run.SHOWN_PREDICTIONS, model.kept_patches)
+    for kind in ("own, before", "own, after"):
+        torch.testing.assert_close(shown[kind], expected)
+    assert shown["empty prompt"].shape == encoded.conditions.shape and not shown["empty prompt"].any()
 
 
 def comparison(benchmark, dataset, metric, difference, p):
