@@ -41,6 +41,7 @@ ORDER = [
     "export",
     "run",
     "llava",
+    "mllm",
     "diagnostics",
     "miniature",
     "ablation",
@@ -117,6 +118,6 @@ def test_every_option_that_the_readme_names_exists():
     assert len(options) > 15
     known = {*Recipe.__dataclass_fields__, *DCRConfig.__dataclass_fields__, "config", "config_file", "num_processes"}
     known |= {"checkpoint", "help"}  # of python -m dcr_hf.export, of every command
-    known |= {"encoders", "benchmarks", "data_root"}  # of recipes/evaluate.py
+    known |= {"encoders", "models", "benchmarks", "data_root"}  # of recipes/evaluate.py and evaluate_mllm.py
     known |= {*LlavaRecipe.__dataclass_fields__, "output"}  # of recipes/llava15.py, python -m dcr_hf.llava
     assert options <= known, options - known

@@ -79,7 +79,9 @@ def save_llama(folder: Path, seed: int = 0, **changes) -> Path:
     return folder
 
 
-def save_llava(folder: Path, tower_folder: Path, seed: int = 0, shards: int = 1, pads: bool = False) -> Path:
+def save_llava(
+    folder: Path, tower_folder: Path, seed: int = 0, shards: int = 1, pads: bool = False, **changes
+) -> Path:
     """A LLaVA around a copy of that tower, in transformers 4.x's key layout, as llava-hf's folders have it."""
     torch.manual_seed(seed)
     tokenizer, tower = llama_tokenizer(), read_tower(str(tower_folder))
@@ -87,7 +89,7 @@ def save_llava(folder: Path, tower_folder: Path, seed: int = 0, shards: int = 1,
     tokenizer.pad_token = "<pad>"
     config = LlavaConfig(
         vision_config=tower.config,
-        text_config=text_config(64 * -(-len(tokenizer) // 64), pad_token_id=tokenizer.pad_token_id),
+        text_config=text_config(64 * -(-len(tokenizer) // 64), pad_token_id=tokenizer.pad_token_id, **changes),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=tower.image_tokens,
         vision_feature_select_strategy=tower.kind.strategy,

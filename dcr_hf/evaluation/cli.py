@@ -9,13 +9,15 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
+from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.decode import ImageError
 from dcr_hf.evaluation.encoders import DTYPES
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import Results
 from dcr_hf.evaluation.run import compare_runs, execute
-from dcr_hf.evaluation.tables import make_tables, markdown
+from dcr_hf.evaluation.table import markdown
+from dcr_hf.evaluation.tables import make_tables
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")
 
@@ -30,8 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         results = _compare(parser, options) if options.compare else _evaluate(parser, options)
     except ImageError as error:
-        # From a loader's worker the message comes wrapped in the worker's traceback; its last line is ours.
-        parser.exit(1, f"error: {str(error).strip().splitlines()[-1].split('ImageError: ')[-1]}\n")
+        parser.exit(1, f"error: {image_reason(error)}\n")
     if results is not None:
         print(markdown(make_tables(results)))
         print(f"Written: {options.output_dir}/results.json, results.md, report.html, predictions/")
@@ -45,7 +46,7 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
         parser.error(f"--data_root {options.data_root} is not a folder")
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each once, none negative")
-    encoders = _named_encoders(parser, options.encoders)
+    encoders = named_paths(parser, "--encoders", options.encoders)
     # cuDNN computes float32 convolutions in TF32 unless told not to: about 1e-3 off, and pairs turn on less.
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -71,20 +72,6 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Re
         return compare_runs(options.compare, options.output_dir)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
-
-
-def _named_encoders(parser: argparse.ArgumentParser, values: list[str]) -> dict[str, str]:
-    encoders = {}
-    for value in values:
-        name, separator, path = value.partition("=")
-        if not separator:
-            name, path = Path(value).name, value
-        if not name or not path:
-            parser.error(f"--encoders {value}: expected NAME=FOLDER_OR_ID")
-        if name in encoders:
-            parser.error(f"--encoders: the name {name!r} is given twice; write NAME=FOLDER_OR_ID")
-        encoders[name] = path
-    return encoders
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,15 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of k-means")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the encoder")
-    parser.add_argument("--batch_size", type=_positive, default=64, help="images a forward pass")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images a forward pass")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number

@@ -14,6 +14,22 @@ PLACE = ("encoder", "benchmark", "dataset", "metric")
 logger = logging.getLogger(__name__)
 
 
+def collect(results: Results, scored: dict[tuple[str, str, str], Scored]) -> None:
+    """All scores, by (encoder, benchmark, set), as rows of `results`, and the comparisons between encoders."""
+    results.results = [
+        {
+            "encoder": encoder,
+            "benchmark": benchmark,
+            **row,
+            **({"feature": each.feature} if each.feature else {}),
+            "dtype": results.encoders[encoder]["dtype"],
+        }
+        for (encoder, benchmark, _), each in scored.items()
+        for row in each.scores
+    ]
+    results.comparisons = compare(results, scored)
+
+
 def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> list[dict]:
     """Every encoder against the first, on every metric.
 
@@ -26,7 +42,7 @@ def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> lis
     """
     reference, *others = results.encoders
     values = {tuple(row[part] for part in PLACE): row["value"] for row in results.results}
-    rows, order = [], list(BENCHMARKS)
+    rows, order = [], list(dict.fromkeys(benchmark for _, benchmark, _ in scored))
     for encoder in others:
         for (name, benchmark, dataset), right in sorted(scored.items(), key=lambda each: order.index(each[0][1])):
             left = scored.get((reference, benchmark, dataset))
@@ -57,9 +73,15 @@ def _test(left: Scored, right: Scored, dataset: str, metric: str, difference: fl
 
 
 def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:
-    """Scores again from the prediction files, by (encoder, benchmark, set)."""
+    """Scores again from the prediction files, by (encoder, benchmark, set).
+
+    Raises:
+        ValueError: predictions of another benchmark, as recipes/evaluate_mllm.py keeps them.
+    """
     scored = {}
     for row in results.predictions:
+        if row["benchmark"] not in BENCHMARKS:
+            raise ValueError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
         each = BENCHMARKS[row["benchmark"]].score(row["set"], read_rows(row["path"]))
         each.feature = row["feature"]
         scored[row["encoder"], row["benchmark"], row["set"]] = each

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
 from dcr_hf.encoder import FAMILIES, has_encoder, load_dual_encoder, local_folder, trained_base
+from dcr_hf.evaluation.identity import hash_files, weights_revision
 from dcr_hf.evaluation.inputs import ImageProcessor, TextTower
 
 VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
@@ -67,8 +68,8 @@ class PretrainedEncoder:
         return {
             "path": self.path,
             "base": self.base if self.trained else None,
-            "weights": _revision(self.base),
-            "trained": _hash_files(sorted(self.trained.glob("*.safetensors"))) if self.trained else None,
+            "weights": weights_revision(self.base),
+            "trained": hash_files(sorted(self.trained.glob("*.safetensors"))) if self.trained else None,
             "processor": hashlib.sha256(self.processor.processor.to_json_string().encode()).hexdigest()[:16],
             "dtype": self.dtype,
         }
@@ -136,22 +137,3 @@ def _trained_and_base(path: str) -> tuple[Path | None, str]:
     if folder.is_file():
         raise ValueError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
     return (folder, trained_base(folder)) if has_encoder(folder) else (None, path)
-
-
-def _revision(path: str) -> str:
-    """The content of a local folder's weights; a hub snapshot's commit."""
-    if not Path(path).expanduser().is_dir():
-        return local_folder(path).name
-    folder = Path(path).expanduser()
-    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
-        raise FileNotFoundError(f"encoder {path} has no weights: no model*.safetensors in the folder.")
-    return _hash_files(weights)
-
-
-def _hash_files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from dcr_hf.evaluation.decode import decode_image
+from dcr_hf.evaluation.cards import small_copy
 from dcr_hf.evaluation.embed import Embeddings
 from dcr_hf.evaluation.image_sets import Images, LabeledImages
 from dcr_hf.evaluation.ranking import unit
 from dcr_hf.evaluation.results import slug, write_text
 
 POINTS = 1500
-THUMBNAIL = 200  # pixels, the longer side
 
 
 def easiest_to_see(sets: list[LabeledImages]) -> LabeledImages | None:
@@ -46,9 +44,7 @@ def write_thumbnails(folder: Path, images: Images) -> None:
     for index in range(len(images)):
         path = folder / thumbnail_name(images.name(index))
         if not path.is_file():
-            image = decode_image(images.read(index), images.name(index))
-            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            image.save(path, quality=85)
+            path.write_bytes(small_copy(images, index))
 
 
 def thumbnail_name(image: str) -> str:

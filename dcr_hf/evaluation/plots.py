@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -46,32 +47,44 @@ def _uri(figure: Figure, kind: str = "svg+xml") -> str:
 
 
 def radar(results: Results) -> str:
-    """Pair accuracy in each of the nine categories, a line an encoder."""
-    colors = encoder_colors(results)
+    """Pair accuracy in each of MMVP-VLM's nine categories, a line an encoder."""
     values = {
         (row["encoder"], row["dataset"]): 100 * row["value"]
         for row in results.results
         if row["benchmark"] == "mmvp_vlm"
     }
-    angles = np.linspace(0, 2 * np.pi, len(CATEGORIES), endpoint=False)
+    encoders = dict.fromkeys(name for name, _ in values)
+    lines = {encoder: [values[encoder, category] for category in CATEGORIES] for encoder in encoders}
+    return radar_of(CATEGORIES, lines, encoder_colors(results), [25] * len(CATEGORIES), "chance (25 %)")
+
+
+def radar_of(
+    labels: Sequence[str], lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], chance: list, said: str
+) -> str:
+    """A line a model, by name, over at least three axes, in percent; `chance` (`said` in the legend) is dotted."""
+    angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
+    # Where chance is the same everywhere it is a circle, else a polygon like the lines.
+    around = np.linspace(0, 2 * np.pi, 200) if len(set(chance)) == 1 else np.array([*angles, angles[0]])
+    guessed = np.full(200, chance[0]) if len(set(chance)) == 1 else np.array([*chance, chance[0]])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 6.4))
         axes = figure.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
-        for encoder in dict.fromkeys(name for name, _ in values):
-            line = [values[encoder, category] for category in CATEGORIES]
-            axes.plot([*angles, angles[0]], [*line, line[0]], color=colors[encoder], lw=2, label=encoder)
-            axes.fill(angles, line, color=colors[encoder], alpha=0.10)
-        axes.plot(np.linspace(0, 2 * np.pi, 200), np.full(200, 25), color=INK, lw=1, ls=":", label="chance (25 %)")
-        axes.set_xticks(angles, [textwrap.fill(category, 16) for category in CATEGORIES])
-        axes.tick_params(axis="x", pad=20)
-        top = max(40, 10 * np.ceil(max(values.values()) / 10))
+        for name, line in lines.items():
+            axes.plot([*angles, angles[0]], [*line, line[0]], color=colors[name], lw=2, label=name)
+            axes.fill(angles, line, color=colors[name], alpha=0.10)
+        axes.plot(around, guessed, color=INK, lw=1, ls=":", label=said)
+        axes.set_xticks(angles, [textwrap.fill(label, 16) for label in labels])
+        axes.tick_params(axis="x", pad=8)
+        for label, sine in zip(axes.get_xticklabels(), np.sin(angles), strict=True):  # beside the circle, not on it
+            label.set_horizontalalignment("center" if abs(sine) < 0.1 else "left" if sine > 0 else "right")
+        top = max(40, 10 * np.ceil(max(max(line) for line in lines.values()) / 10))
         rings = np.arange(20, top + 1, 20)
         axes.set_ylim(0, top)
         axes.set_yticks(rings, [f"{ring:.0f} %" for ring in rings], color="#62707d", fontsize=9)
         axes.set_rlabel_position(20)
         axes.grid(color=FAINT)
         axes.spines["polar"].set_color(FAINT)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.08), frameon=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1.08), frameon=False)
         return _uri(figure)
 
 

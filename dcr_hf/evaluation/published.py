@@ -50,3 +50,22 @@ RETRIEVAL_RECALL_AT_5 = {
     "flickr30k": {"text_to_image": 87.16, "image_to_text": 97.40},
     "mscoco_captions": {"text_to_image": 61.08, "image_to_text": 79.18},
 }
+
+# LLaVA-1.5 7B with each method's tower, by benchmark, dataset and metric of dcr_hf/mllm.
+_LLAVA = {
+    "original": (24.7, 17.6, 60.9, 58.7),
+    "DIVA": (31.3, 22.3, 63.4, 60.2),
+    "GenHancer": (30.7, 24.4, 63.6, 63.2),
+    "un2CLIP": (31.3, None, 65.1, 61.2),
+    "DCR": (31.3, 25.3, 65.5, 63.5),
+}
+_LLAVA_PLACES = (
+    ("mmvp", "official", "pair_accuracy"),
+    ("naturalbench", "all", "g_acc"),
+    ("cv_bench", "COCO", "accuracy"),
+    ("cv_bench", "3D", "accuracy"),
+)
+LLAVA = {
+    method: {place: value for place, value in zip(_LLAVA_PLACES, row, strict=True) if value is not None}
+    for method, row in _LLAVA.items()
+}

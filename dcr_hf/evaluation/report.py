@@ -6,12 +6,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dcr_hf.evaluation.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction
 from dcr_hf.evaluation.maps import thumbnail_name
 from dcr_hf.evaluation.plots import clustering_bars, data_uri, encoder_colors, radar, tsne_map
 from dcr_hf.evaluation.results import Results, read_rows, write_text
-from dcr_hf.evaluation.table import Table
-
-SHOWN_PAIRS = 60
+from dcr_hf.evaluation.table import Table, markdown
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,13 @@ class Section:
                 raise ValueError(f"section {self.title!r}, figure {text!r}: {source[:60]!r} is no data:image/ URI.")
 
 
-def write_report(results: Results, tables: list[Table], path: Path, sections: Sequence[Section] = ()) -> None:
+def write_report(
+    results: Results,
+    tables: list[Table],
+    path: Path,
+    sections: Sequence[Section] = (),
+    changes: Sequence[Changes] = (),
+) -> None:
     """Everything inside one file: no script, no network. Needs the files that `results` points to, nothing else."""
     environment = Environment(
         loader=PackageLoader("dcr_hf.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
@@ -51,14 +56,26 @@ def write_report(results: Results, tables: list[Table], path: Path, sections: Se
         bars=clustering_bars(results) if "clustering" in ran else None,
         maps=[tsne_map(row["path"], f"{row['encoder']}: {row['set']} ({row['feature']})") for row in results.maps],
         sections=sections,
-        changes=changed_pairs(results),
-        shown=SHOWN_PAIRS,
+        changes=[*changed_pairs(results), *changes],
     )
     write_text(path, page)
 
 
-def changed_pairs(results: Results) -> list[dict]:
-    """For each encoder but the first: the pairs that went from wrong to right (gained) and from right to wrong."""
+def write_outputs(
+    results: Results,
+    tables: list[Table],
+    output_dir: Path,
+    sections: Sequence[Section] = (),
+    changes: Sequence[Changes] = (),
+) -> None:
+    """results.json, results.md, report.html."""
+    results.write(output_dir)
+    write_text(output_dir / "results.md", markdown(tables))
+    write_report(results, tables, output_dir / "report.html", sections, changes)
+
+
+def changed_pairs(results: Results) -> list[Changes]:
+    """For each encoder but the first: the MMVP pairs that went from wrong to right and from right to wrong."""
     paths = {
         (row["encoder"], row["set"]): row["path"] for row in results.predictions if row["benchmark"] == "mmvp_vlm"
     }
@@ -69,33 +86,35 @@ def changed_pairs(results: Results) -> list[dict]:
             continue
         before = {row["item"]: row for row in read_rows(paths[reference, name])}
         moved = [
-            (before[row["item"]], row)
+            (row["correct"], (before[row["item"]], row))
             for row in read_rows(path)
             if row["item"] in before and row["correct"] != before[row["item"]]["correct"]
         ]
-        groups = {
-            title: [_pair(old, new, results.thumbnails) for old, new in moved if new["correct"] is right]
-            for title, right in (("From wrong to right", True), ("From right to wrong", False))
-        }
-        changes.append({"encoder": encoder, "reference": reference, "groups": groups})
+        groups = [
+            Group(title, len(pairs), [_card(*pair, results.thumbnails) for pair in pairs[:SHOWN_CARDS]])
+            for title, pairs in by_direction(moved).items()
+        ]
+        note = (
+            f"Probability of each image under each statement, {reference} → {encoder}. Green cells: the image that "
+            "the statement is true of; above 50 % there is right. A pair counts when both statements are right."
+        )
+        changes.append(Changes(f"MMVP pairs that changed: {reference} → {encoder}", note, groups))
     return changes
 
 
-def _pair(old: dict, new: dict, folders: list[str]) -> dict:
-    return {
-        "item": new["item"],
-        "category": new["category"],
-        "images": [_thumbnail(name, folders) for name in new["images"]],
-        "statements": [
-            {
-                "text": text,
-                "truth": new["references"][index],
-                "before": old["probabilities"][index],
-                "after": new["probabilities"][index],
-            }
-            for index, text in enumerate(new["statements"])
-        ],
-    }
+def _card(old: dict, new: dict, folders: list[str]) -> Card:
+    rows = []
+    for index, text in enumerate(new["statements"]):
+        cells = []
+        for image, (before, after) in enumerate(
+            zip(old["probabilities"][index], new["probabilities"][index], strict=True)
+        ):
+            is_true = new["references"][index] == image
+            shown = (f"{100 * before:.1f} %", f"{100 * after:.1f} %")
+            cells.append(Cell(*shown, marked=is_true, right=after > 0.5 if is_true else None))
+        rows.append((text, cells))
+    images = [_thumbnail(name, folders) for name in new["images"]]
+    return Card(new["category"], f"questions {new['item']}", images, rows)
 
 
 def _thumbnail(name: str, folders: list[str]) -> str:

@@ -20,7 +20,8 @@ class Results:
             p, test, noise.
         encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
         data: facts by set name (source, revision, items).
-        predictions: rows of encoder, benchmark, set, feature, seeds, path.
+        predictions: rows of encoder, benchmark, set, path; feature and seeds, or items and unparsed of a multimodal
+            model, which stands where an encoder does.
         maps: rows of encoder, set, feature, path.
         thumbnails: folders with the MMVP images, small.
         runs: command, dtype, seeds, versions, time of each run.
@@ -69,8 +70,8 @@ def read_results(path: Path) -> Results:
 def merge(paths: list[Path]) -> Results:
     """Several runs as one, but for `results` and `comparisons`: these follow from the predictions.
 
-    Encoders of one name and the same weights are one encoder, and what several runs measured of it is taken from the
-    first. Where other weights have a name that is taken, the folder of their run is added to it.
+    Encoders of one name and the same weights, image processor and dtype are one encoder, and what several runs
+    measured of it is taken from the first. Where another has a name that is taken, its run's folder is added to it.
     """
     merged = Results()
     for path in paths:
@@ -78,7 +79,7 @@ def merge(paths: list[Path]) -> Results:
         names = {}
         for encoder, facts in run.encoders.items():
             taken = merged.encoders.get(encoder)
-            same = taken is None or all(taken[part] == facts[part] for part in ("weights", "trained", "dtype"))
+            same = taken is None or _content(taken) == _content(facts)
             names[encoder] = encoder if same else f"{encoder} ({path.parent.name if path.is_file() else path.name})"
             merged.encoders.setdefault(names[encoder], facts)
         for field_name, identity in (
@@ -95,10 +96,14 @@ def merge(paths: list[Path]) -> Results:
     return merged
 
 
+def _content(facts: dict) -> dict:
+    return {part: value for part, value in facts.items() if part not in ("path", "base")}
+
+
 def write_text(path: Path, text: str) -> None:
     """All of it or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 

@@ -1,27 +1,20 @@
 """A whole evaluation: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
 
-import platform
-import shlex
-import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
-from dcr_hf.evaluation.compare import compare, mean_clustering, score_predictions
+from dcr_hf.evaluation.compare import collect, mean_clustering, score_predictions
 from dcr_hf.evaluation.embed import DiskEmbedder
+from dcr_hf.evaluation.identity import run_facts
 from dcr_hf.evaluation.image_sets import LabeledImages, PairedImages
 from dcr_hf.evaluation.maps import easiest_to_see, write_map, write_thumbnails
 from dcr_hf.evaluation.plan import Plan, Prepared
-from dcr_hf.evaluation.report import write_report
-from dcr_hf.evaluation.results import Results, merge, slug, write_rows, write_text
+from dcr_hf.evaluation.report import write_outputs
+from dcr_hf.evaluation.results import Results, merge, slug, write_rows
 from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.tables import make_tables, markdown
-
-PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillow")
+from dcr_hf.evaluation.tables import make_tables
 
 
 def execute(
@@ -53,17 +46,18 @@ def execute(
         for plan in (plan for plan in plans if plan.encoder is encoder):
             scored[encoder.name, plan.benchmark, plan.data.name] = _measure(plan, embedder, seeds, output_dir, results)
         encoder.release()
-    _collect(results, scored)
+    collect(results, {**scored, **mean_clustering(scored)})
     _illustrate(plans, embedder, output_dir, results)
-    write_outputs(results, output_dir)
+    write_outputs(results, make_tables(results), output_dir)
     return results
 
 
 def compare_runs(paths: list[Path], output_dir: Path) -> Results:
     """Several runs in one table, with paired tests between encoders that were measured on the same items."""
     results = merge(paths)
-    _collect(results, score_predictions(results))
-    write_outputs(results, output_dir)
+    scored = score_predictions(results)
+    collect(results, {**scored, **mean_clustering(scored)})
+    write_outputs(results, make_tables(results), output_dir)
     return results
 
 
@@ -87,23 +81,6 @@ def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_
     return scored
 
 
-def _collect(results: Results, scored: dict[tuple[str, str, str], Scored]) -> None:
-    """All scores and comparisons as rows, the means over clustering sets included."""
-    scored = {**scored, **mean_clustering(scored)}
-    results.results = [
-        {
-            "encoder": encoder,
-            "benchmark": benchmark,
-            **row,
-            "feature": each.feature,
-            "dtype": results.encoders[encoder]["dtype"],
-        }
-        for (encoder, benchmark, _), each in scored.items()
-        for row in each.scores
-    ]
-    results.comparisons = compare(results, scored)
-
-
 def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, results: Results) -> None:
     labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
     shown = easiest_to_see(labelled)
@@ -118,24 +95,6 @@ def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, res
         results.thumbnails.append(str(folder.resolve()))
 
 
-def write_outputs(results: Results, output_dir: Path) -> None:
-    """results.json, results.md, report.html."""
-    tables = make_tables(results)
-    results.write(output_dir)
-    write_text(output_dir / "results.md", markdown(tables))
-    write_report(results, tables, output_dir / "report.html")
-
-
 def _facts(prepared: Prepared, seeds: tuple[int, ...], batch_size: int, state: PartialState) -> dict:
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "benchmarks": prepared.benchmarks,
-        "seeds": list(seeds),
-        "batch_size": batch_size,
-        "processes": state.num_processes,
-        "device": torch.cuda.get_device_name() if state.device.type == "cuda" else str(state.device),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "refused": prepared.refused,
-    }
+    asked = {"benchmarks": prepared.benchmarks, "seeds": list(seeds), "batch_size": batch_size}
+    return {**run_facts(state), **asked, "refused": prepared.refused}

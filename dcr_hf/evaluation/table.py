@@ -1,4 +1,4 @@
-"""One table: a row an encoder, columns in groups."""
+"""One table: a row an encoder, columns in groups; and several as results.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,3 +45,20 @@ class Table:
             return self.header
         groups = [name for name, count in self.groups for _ in range(count)]
         return ["", *(f"{group} {name}" for group, name in zip(groups, self.header[1:], strict=True))]
+
+
+def markdown(tables: list[Table]) -> str:
+    """results.md"""
+    lines = ["# Results", ""]
+    for table in tables:
+        lines += [f"## {table.title}", "", " ".join(table.notes), ""]
+        lines += [_line(table.full_header), _line(["---"] * len(table.header))]
+        for row in table.rows:
+            label = f"*{row.label} ({row.source})*" if row.source else row.label
+            lines.append(_line([label, *row.cells]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

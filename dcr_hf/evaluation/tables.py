@@ -1,55 +1,21 @@
 """Results as tables in the papers' layout: one row an encoder, others' published rows below, marked as theirs."""
 
-from collections.abc import Callable
-
 from dcr_hf.evaluation import published
+from dcr_hf.evaluation.cells import Cells, difference_table
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.evaluation.results import Results
-from dcr_hf.evaluation.table import DASH, NOISE, Row, Table
+from dcr_hf.evaluation.table import DASH, Row, Table
 
 
 def make_tables(results: Results) -> list[Table]:
     """A table for each benchmark that was run, then the paired tests."""
     ran = {row["benchmark"] for row in results.results}
     tables = [make(results) for name, make in _TABLES.items() if name in ran]
-    return [*tables, _difference_table(results)] if results.comparisons else tables
-
-
-class _Cells:
-    """One benchmark's cells by (encoder, dataset, metric), differences inside the noise marked."""
-
-    def __init__(self, results: Results, benchmark: str):
-        rows = [row for row in results.results if row["benchmark"] == benchmark]
-        self.rows = {(row["encoder"], row["dataset"], row["metric"]): row for row in rows}
-        self.noise = {
-            (row["encoder"], row["dataset"], row["metric"])
-            for row in results.comparisons
-            if row["benchmark"] == benchmark and row["noise"]
-        }
-        self.datasets = sorted({row["dataset"]: None for row in rows}, key=lambda name: name == "mean")
-        present = {row["encoder"] for row in rows}
-        self.encoders = [encoder for encoder in results.encoders if encoder in present]
-
-    def cell(self, *place: str) -> str:
-        """Value and half its 95 % interval, in percent, marked if the difference may be chance."""
-        if place not in self.rows:
-            return DASH
-        row = self.rows[place]
-        mark = f" {NOISE}" if place in self.noise else ""
-        return f"{100 * row['value']:.1f} ±{50 * (row['high'] - row['low']):.1f}{mark}"
-
-    def measured(self, make: Callable[[str], list[str]]) -> list[Row]:
-        return [Row(encoder, make(encoder)) for encoder in self.encoders]
-
-    def notes(self, *first: str, source: str = "") -> list[str]:
-        lines = [*first, "± is half of the 95 % interval; results.json has both ends."]
-        if self.noise:
-            lines.append(f"{NOISE}: the difference from {self.encoders[0]} may be chance (p not below 0.05).")
-        return [*lines, f"Marked rows are {source}, not measured here."] if source else lines
+    return [*tables, difference_table(results)] if results.comparisons else tables
 
 
 def _mmvp_table(results: Results) -> Table:
-    cells, metric = _Cells(results, "mmvp_vlm"), "pair_accuracy"
+    cells, metric = Cells(results, "mmvp_vlm"), "pair_accuracy"
 
     def row(encoder: str) -> list[str]:
         total = cells.rows[encoder, "all", metric]
@@ -71,7 +37,7 @@ def _mmvp_table(results: Results) -> Table:
 
 
 def _clustering_table(results: Results) -> Table:
-    cells = _Cells(results, "clustering")
+    cells = Cells(results, "clustering")
     columns = [(name, metric) for name in cells.datasets for metric in ("nmi", "acc", "ari")]
     settings: dict[str, list[str]] = {}
     for row in results.predictions:
@@ -103,7 +69,7 @@ _CLASS_METRICS = {"acc1": "acc1", "acc5": "acc5", "mean_per_class_recall": "mean
 
 
 def _zeroshot_table(results: Results) -> Table:
-    cells = _Cells(results, "zeroshot")
+    cells = Cells(results, "zeroshot")
     columns = [(name, metric) for name in cells.datasets for metric in _CLASS_METRICS]
     known = [published.ZEROSHOT_ACC1.get(name) if metric == "acc1" else None for name, metric in columns]
     theirs = [Row("OpenAI L 224", [f"{value}" if value else DASH for value in known], "CLIP_benchmark")]
@@ -112,7 +78,7 @@ def _zeroshot_table(results: Results) -> Table:
 
 
 def _probe_table(results: Results) -> Table:
-    cells = _Cells(results, "linear_probe")
+    cells = Cells(results, "linear_probe")
     features = dict.fromkeys(row["feature"] for row in cells.rows.values())
     notes = cells.notes(
         "Percent of the test split, by a logistic regression on the training split's standardised "
@@ -121,7 +87,7 @@ def _probe_table(results: Results) -> Table:
     return _class_table(cells, "linear_probe", "Linear probe", notes, [])
 
 
-def _class_table(cells: _Cells, benchmark: str, title: str, notes: list[str], theirs: list[Row]) -> Table:
+def _class_table(cells: Cells, benchmark: str, title: str, notes: list[str], theirs: list[Row]) -> Table:
     columns = [(name, metric) for name in cells.datasets for metric in _CLASS_METRICS]
     rows = cells.measured(lambda encoder: [cells.cell(encoder, *column) for column in columns])
     header = ["", *(_CLASS_METRICS[metric] for _, metric in columns)]
@@ -131,7 +97,7 @@ def _class_table(cells: _Cells, benchmark: str, title: str, notes: list[str], th
 
 
 def _retrieval_table(results: Results) -> Table:
-    cells = _Cells(results, "retrieval")
+    cells = Cells(results, "retrieval")
     directions = ("image_to_text", "text_to_image")
     columns = [(name, direction, k) for name in cells.datasets for direction in directions for k in (1, 5, 10)]
     known = [
@@ -147,25 +113,6 @@ def _retrieval_table(results: Results) -> Table:
     return Table("retrieval", "Retrieval", notes, header, rows + theirs, [(name, 6) for name in cells.datasets])
 
 
-def _difference_table(results: Results) -> Table:
-    rows = []
-    for each in results.comparisons:
-        verdict = f"{NOISE} inside the noise" if each["noise"] else "better" if each["difference"] > 0 else "worse"
-        test = "paired bootstrap"
-        if each["test"] == "mcnemar":
-            test = f"McNemar: {each['gained']} gained, {each['lost']} lost"
-        p = "< 0.001" if each["p"] < 0.001 else f"{each['p']:.3f}"
-        ends = f"{100 * each['low']:+.1f} to {100 * each['high']:+.1f}"
-        change = [f"{100 * each['difference']:+.2f}", ends, p, verdict, test]
-        rows.append(Row(each["encoder"], [each["benchmark"], each["dataset"], each["metric"], *change]))
-    notes = [
-        "In points, on the same items. Each p-value is of a single test: of twenty comparisons without any effect one "
-        "is expected below 0.05."
-    ]
-    header = ["", "benchmark", "dataset", "metric", "difference", "95 %", "p", "verdict", "test"]
-    return Table("", f"Differences from {next(iter(results.encoders))}", notes, header, rows)
-
-
 _TABLES = {
     "mmvp_vlm": _mmvp_table,
     "clustering": _clustering_table,
@@ -173,20 +120,3 @@ _TABLES = {
     "linear_probe": _probe_table,
     "retrieval": _retrieval_table,
 }
-
-
-def markdown(tables: list[Table]) -> str:
-    """results.md"""
-    lines = ["# Results", ""]
-    for table in tables:
-        lines += [f"## {table.title}", "", " ".join(table.notes), ""]
-        lines += [_line(table.full_header), _line(["---"] * len(table.header))]
-        for row in table.rows:
-            label = f"*{row.label} ({row.source})*" if row.source else row.label
-            lines.append(_line([label, *row.cells]))
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

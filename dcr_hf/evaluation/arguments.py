@@ -1,0 +1,38 @@
+"""What the command lines of the evaluations share."""
+
+import argparse
+from pathlib import Path
+
+
+def named_paths(parser: argparse.ArgumentParser, option: str, values: list[str]) -> dict[str, str]:
+    """NAME=FOLDER_OR_ID ... -> path or id by name; without a name the path's last part is it."""
+    named = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not separator:
+            name, path = Path(value).name, value
+        if not name or not path:
+            parser.error(f"{option} {value}: expected NAME=FOLDER_OR_ID")
+        if name in named:
+            parser.error(f"{option}: the name {name!r} is given twice; write NAME=FOLDER_OR_ID")
+        named[name] = path
+    return named
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def image_reason(error: Exception) -> str:
+    """An ImageError's message; from a loader's worker it comes wrapped in the worker's traceback, as its last line."""
+    return str(error).strip().splitlines()[-1].split("ImageError: ")[-1]

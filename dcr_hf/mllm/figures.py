@@ -1,0 +1,84 @@
+"""The report's pictures: all benchmarks in one radar, and the items that two models answer differently."""
+
+from dcr_hf.evaluation.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction, small_copy
+from dcr_hf.evaluation.plots import data_uri, encoder_colors, radar_of
+from dcr_hf.evaluation.report import Section
+from dcr_hf.evaluation.results import Results
+from dcr_hf.mllm.questions import QuestionSet, shortened
+
+AXES = {
+    "MMVP pairs": ("mmvp", "official", "pair_accuracy"),
+    "NaturalBench Acc": ("naturalbench", "all", "acc"),
+    "NaturalBench Q-Acc": ("naturalbench", "all", "q_acc"),
+    "NaturalBench I-Acc": ("naturalbench", "all", "i_acc"),
+    "NaturalBench G-Acc": ("naturalbench", "all", "g_acc"),
+    "CV-Bench ADE20K": ("cv_bench", "ADE20K", "accuracy"),
+    "CV-Bench COCO": ("cv_bench", "COCO", "accuracy"),
+    "CV-Bench 3D": ("cv_bench", "3D", "accuracy"),
+}
+
+
+def radar_sections(results: Results) -> list[Section]:
+    """One section; none where only MMVP was run, which is a single axis."""
+    rows = {(row["encoder"], row["benchmark"], row["dataset"], row["metric"]): row for row in results.results}
+    models = list(results.encoders)
+    axes = {label: place for label, place in AXES.items() if (models[0], *place) in rows}
+    if len(axes) < 3:
+        return []
+    lines = {model: [100 * rows[model, *place]["value"] for place in axes.values()] for model in models}
+    chance = [100 * rows[models[0], *place]["chance"] for place in axes.values()]
+    picture = radar_of(list(axes), lines, encoder_colors(results), chance, "guessing")
+    note = "Percent on each benchmark, by its own measure; dotted: what guessing gets."
+    return [Section("At a glance", [note], [(picture, "Radar plot: each model on each benchmark")])]
+
+
+def changed_items(predictions: dict[str, list[dict]], data: QuestionSet) -> list[Changes]:
+    """What each model but the first got newly right and newly wrong: pairs of MMVP, groups of NaturalBench, items of
+    CV-Bench.
+
+    Args:
+        predictions: rows of one benchmark by model.
+    """
+    reference, *others = predictions
+    before, changes = _groups(predictions[reference]), []
+    for model in others:
+        after = _groups(predictions[model])
+        moved = [
+            (_is_right(rows), (before[name], rows))
+            for name, rows in after.items()
+            if _is_right(rows) != _is_right(before[name])
+        ]
+        groups = [
+            Group(title, len(items), [_card(*item, data) for item in items[:SHOWN_CARDS]])
+            for title, items in by_direction(moved).items()
+        ]
+        note = (
+            f"Each question with the replies of {reference} → {model} below its image; green: {model} is right. What "
+            "counts together is shown together, and is right when all of it is."
+        )
+        changes.append(Changes(f"{data.title} items that changed: {reference} → {model}", note, groups))
+    return changes
+
+
+def _groups(rows: list[dict]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return groups
+
+
+def _is_right(rows: list[dict]) -> bool:
+    return all(row["correct"] for row in rows)
+
+
+def _card(old: list[dict], new: list[dict], data: QuestionSet) -> Card:
+    """Columns are the group's images, rows its questions."""
+    places = {question.item: question.image for question in data.questions}
+    images = list(dict.fromkeys(places[row["item"]] for row in new))
+    cells: dict[str, list[Cell | None]] = {row["question"]: [None] * len(images) for row in new}
+    for before, after in zip(old, new, strict=True):
+        said, right = (shortened(before["reply"]), shortened(after["reply"])), after["correct"]
+        column = images.index(places[after["item"]])
+        cells[after["question"]][column] = Cell(*said, marked=right, right=right, note=f"right: {after['answer']}")
+    pictures = [data_uri(small_copy(data.images, image), "jpeg") for image in images]
+    return Card(new[0]["tag"], new[0]["group"], pictures, list(cells.items()))

@@ -1,0 +1,163 @@
+"""A LLaVA-1.5 in transformers' format, by folder or id: checked before its weights are read, asked in batches."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import BatchFeature, LlavaForConditionalGeneration
+
+from dcr_hf.evaluation.decode import decode_image
+from dcr_hf.evaluation.encoders import DTYPES
+from dcr_hf.evaluation.identity import hash_files, weights_revision
+from dcr_hf.llava.folder import read_llava
+from dcr_hf.mllm.inputs import TEMPLATE, Conversations
+from dcr_hf.mllm.questions import QuestionSet
+
+SETTINGS = ("*.json", "*.jinja", "*.model")
+
+
+class ModelError(ValueError):
+    """A folder that is no LLaVA-1.5, named; or weights that do not make one up, found out when they are read."""
+
+
+class Answerer(Protocol):
+    """What is measured.
+
+    Attributes:
+        identity: what its replies depend on, JSON-able, with `path` and `dtype`.
+    """
+
+    name: str
+    identity: dict
+
+    def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        """Places of questions, in the order of `chosen`, and the replies, batch by batch. The call reads the
+        weights, before a batch is taken."""
+
+    def release(self) -> None:
+        """Forget the weights."""
+
+
+class Llava:
+    """LlavaForConditionalGeneration under greedy decoding; `name` is what it is called in the results.
+
+    Args:
+        dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+        ModelError: on creation, before weights are read, if the folder is no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        batch_size: int = 8,
+        workers: int = 0,
+        max_new_tokens: int = 64,
+    ):
+        self.name, self.path, self.dtype, self.device = name, path, dtype, device
+        self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
+        try:
+            folder = read_llava(path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {name}: {error}") from error
+        strategy, needed = folder.config.vision_feature_select_strategy, folder.tower.kind.strategy
+        if strategy != needed:
+            raise ModelError(
+                f"model {name}: vision_feature_select_strategy in {path}'s config.json is {strategy!r}; its "
+                f"{folder.config.vision_config.model_type} gives the image tokens with {needed!r}."
+            )
+        self.folder = folder.place
+        self.conversations = Conversations(folder)
+
+    @cached_property
+    def identity(self) -> dict:
+        """Hashes of the weights (their commit on the hub) and of configuration, processor and tokenizer; how it is
+        asked."""
+        files = sorted({file for pattern in SETTINGS for file in self.folder.glob(pattern)})
+        return {
+            "path": self.path,
+            "weights": weights_revision(self.path, "model"),
+            "settings": hash_files(files),
+            "dtype": self.dtype,
+            "template": TEMPLATE,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    @cached_property
+    def model(self) -> LlavaForConditionalGeneration:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            self.folder,
+            dtype=DTYPES[self.dtype],
+            device_map={"": self.device},
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ModelError(
+                f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
+                f"random, such as {sorted(report['missing_keys'])[0]}."
+            )
+        return model.eval()
+
+    def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        return self._replies(self.model, data, chosen)
+
+    def _replies(self, model: LlavaForConditionalGeneration, data: QuestionSet, chosen: Sequence[int]):
+        batches = DataLoader(
+            _Asked(data),
+            batch_size=self.batch_size,
+            sampler=chosen,
+            collate_fn=self._collate,
+            num_workers=min(self.workers, -(-len(chosen) // self.batch_size)),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for places, inputs in batches:
+            yield places, self._reply(model, inputs)
+
+    def _collate(self, items: list) -> tuple[list[int], BatchFeature]:
+        places, images, prompts = zip(*items, strict=True)
+        return list(places), self.conversations(list(images), list(prompts))
+
+    @torch.inference_mode()
+    def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
+        tokenizer = self.conversations.tokenizer
+        tokens = model.generate(
+            **inputs.to(self.device, dtype=DTYPES[self.dtype]),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,  # Vicuna's own generation settings sample
+            top_p=None,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # (B, prompt + reply)
+        said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in said]
+
+    def release(self) -> None:
+        """Forget the loaded weights."""
+        self.__dict__.pop("model", None)
+        torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict:
+        """For a loader's workers, which need no weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
+
+
+class _Asked(Dataset):
+    """Question `index`: its place, its image decoded, what the user says."""
+
+    def __init__(self, data: QuestionSet):
+        self.data = data
+
+    def __getitem__(self, index: int):
+        question, images = self.data.questions[index], self.data.images
+        image = decode_image(images.read(question.image), images.name(question.image))
+        return index, image, question.prompt
+
+    def __len__(self) -> int:
+        return len(self.data.questions)

@@ -1,0 +1,53 @@
+"""What a multimodal benchmark asks: questions about images, and what is kept of each beside the reply."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dcr_hf.evaluation.image_sets import ImageSet
+
+LETTER = "Answer with the option's letter from the given choices directly."
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one image.
+
+    Attributes:
+        item: its name in replies and predictions, unique in its set.
+        image: the image's place in the set's images.
+        prompt: what the user says about the image, word for word.
+        facts: what a prediction holds beside the reply: `group` (what counts together, a pair or a group of four),
+            `tag` (its kind), `question` (for people), `answer`, and what the benchmark's judge and score need.
+    """
+
+    item: str
+    image: int
+    prompt: str
+    facts: dict
+
+
+@dataclass(frozen=True)
+class QuestionSet(ImageSet):
+    """A benchmark, read: `questions` in the benchmark's order, those of a group one after the other."""
+
+    questions: Sequence[Question] = field(default_factory=tuple)
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """A text on one line of a table."""
+    text = " ".join(text.split()) or "(nothing)"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def warn_of_another_size(title: str, source: str, found: int, published: int) -> None:
+    """A part of a benchmark can be asked, but not be laid beside published numbers."""
+    if found != published:
+        logger.warning(
+            "%s: %s has %d rows, published are %d: scores are not those of the benchmark.",
+            title,
+            source,
+            found,
+            published,
+        )
