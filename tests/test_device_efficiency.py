@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import CONDITION_WIDTH, batch_of_conditions, encoded, photographs
+from conftest import CONDITION_WIDTH, batch_of_conditions, encoded, photographs, short_run
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, steplog, trainer
+from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, resumable, steplog
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.images import decode_image
 from dcr_hf.objectives import Diffused, Negatives, Settings, dcr
@@ -57,7 +57,7 @@ class Clock:
 def test_the_share_of_waiting_for_data_is_logged(clip_folder, denoiser, tmp_path, monkeypatch):
     """An image takes a second to read and a step six to compute."""
     clock = Clock()
-    for module in (steplog, trainer):
+    for module in (steplog, resumable):
         monkeypatch.setattr(module, "time", clock)
 
     class SlowImages(list):
@@ -71,17 +71,7 @@ def test_the_share_of_waiting_for_data_is_logged(clip_folder, denoiser, tmp_path
             clock.now += 6
             return loss
 
-    args = DCRConfig(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=1,
-        max_steps=3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        dataloader_num_workers=0,
-        use_cpu=True,
-    )
+    args = short_run(tmp_path, per_device_train_batch_size=2)
     pixels = [torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) for image in photographs(10)]
     images = SlowImages({"image": image, "key": str(number), "skipped": []} for number, image in enumerate(pixels))
     model = projector_stage(ImageEncoder.from_pretrained(str(clip_folder)), CONDITION_WIDTH, seed=0)
