@@ -152,16 +152,21 @@ def write_tiny_shards(folder: Path, count: int) -> None:
     (folder / "tiny" / "test" / "nshards.txt").write_text("1\n")
     (folder / "tiny" / "classnames.txt").write_text("\n".join(f"class {i}" for i in range(10)))
     (folder / "tiny" / "zeroshot_classification_templates.txt").write_text("{c}\n")
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+    read_labeled("tiny", None, folder)  # converts the shards, once
 
 
 def peak_of(count: int) -> None:
     """Runs in a process of its own: prints the peak of its private memory while `count` images are embedded."""
     peak, done = [0], threading.Event()
 
+    def private() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
     def watch() -> None:
         while not done.wait(0.02):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            peak[0] = max(peak[0], next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")))
+            peak[0] = max(peak[0], private())
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -172,14 +177,15 @@ def peak_of(count: int) -> None:
         path = save_encoder(root / "encoder", THIN, 32, 16)
         data = read_labeled("tiny", None, root)
         encoder = PretrainedEncoder("thin", str(path))
+        before = private()
         threading.Thread(target=watch, daemon=True).start()
         embedder = DiskEmbedder(root / "cache", 64, workers=1)
         embedder.embed(encoder, data)
         features = embedder.embeddings(encoder, data).images("projected")
         done.set()
         size = sum(file.stat().st_size for file in (root / "cache").rglob("*.npy"))
-    written = f"{size / 2**20:.0f} MiB of features on disk"
-    print(f"{count:>7,} images: peak private memory {peak[0] / 1024:.0f} MiB; {written}, {features.shape} and alike")
+    memory = f"{before / 1024:.0f} MiB private before, at most {peak[0] / 1024:.0f} MiB while it is embedded"
+    print(f"{count:>7,} images: {memory}; {size / 2**20:.0f} MiB of features on disk, {features.shape} and alike")
 
 
 def main() -> None:
