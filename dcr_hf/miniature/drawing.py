@@ -14,19 +14,19 @@ _UNIT = 32.0  # scenes are laid out on a 32 x 32 square, whatever the size they 
 _SUPERSAMPLING = 4
 _HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78}
 _LEAN = 0.33  # an outline leans up to this far towards another class
+_NOISE = 0.07  # of a pixel: hides what is faint
 # How much of a detail is drawn at least. Every power of two between this and all of it is as frequent as the next, so
-# that an encoder's eyes decide how many of an attribute's details it sees: with one strength it learns the attribute
-# wholly or not at all. A crown is seen at two percent, a dot in a corner hardly at ten.
+# that some of an attribute's details are plain, some take good eyes. Small things stay plainer than large ones.
 _FAINTEST = {
-    "orientation": 0.025,
-    "feature": 0.015,
-    "state": 0.01,
-    "count": 0.2,
-    "position": 0.13,
-    "color": 0.03,
-    "structure": 0.05,
-    "text": 0.18,
-    "viewpoint": 0.02,
+    "orientation": 0.1,
+    "feature": 0.05,
+    "state": 0.05,
+    "count": 0.3,
+    "position": 0.08,
+    "color": 0.05,
+    "structure": 0.15,
+    "text": 0.15,
+    "viewpoint": 0.12,
 }
 _RADIUS, _NEARER = 8.2, {"near": 1.7, "far": -1.7}
 _LOOK_KEY = 12  # a stream of random numbers that knows nothing of class and attributes
@@ -57,7 +57,7 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
         (_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, strength["color"], look.uniform(0.8, 1)
     )
     moved = look.uniform(0, 1, 6)  # how far what stands around the object stands from its corner
-    noise = look.normal(0, 0.02, (size, size, 3))
+    noise = look.normal(0, _NOISE, (size, size, 3))
 
     def place(points: np.ndarray) -> np.ndarray:
         """The object's own coordinates (its radius is 1, y down) -> the canvas."""

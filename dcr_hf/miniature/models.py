@@ -39,6 +39,7 @@ class Size:
     condition_width: int
     text_layers: int
     images: int
+    clip_images: int  # the CLIP learns from the first of them: with all it would learn details wholly or not at all
     steps: dict[str, int]
     batch: dict[str, int]
     learning_rate: dict[str, float]
@@ -58,7 +59,8 @@ SIZES = {
         condition_width=64,
         text_layers=2,
         images=24_000,
-        steps={"clip": 2_000, "vae": 2_000, "unet": 1_800},
+        clip_images=6_000,
+        steps={"clip": 1_200, "vae": 2_000, "unet": 1_800},
         batch={"clip": 128, "vae": 16, "unet": 48},
         learning_rate={"clip": 1e-3, "vae": 1.5e-3, "unet": 1.5e-3},
     ),
@@ -75,6 +77,7 @@ SIZES = {
         condition_width=192,
         text_layers=4,
         images=100_000,
+        clip_images=25_000,
         steps={"clip": 4_000, "vae": 4_000, "unet": 10_000},
         batch={"clip": 256, "vae": 64, "unet": 128},
         learning_rate={"clip": 5e-4, "vae": 1e-3, "unet": 6e-4},

@@ -165,17 +165,17 @@ def fit(
 
 
 def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed: int, full: bool = False) -> Path:
-    """CLIP on coarse captions (`full`: on ones that name everything). Returns its folder."""
+    """CLIP on a part of the images with coarse captions (`full`: on all, with ones that name everything). Returns its
+    folder."""
     folder = output / CLIP_FOLDER
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
     random = np.random.default_rng((seed, _CAPTION_KEY))
     say = full_caption if full else lambda scene: coarse_caption(scene, random)
-    rounds = [
-        tokenize(tokenizer, [say(scene) for scene in draw.scenes]) for _ in range(1 if full else CAPTIONS_AN_IMAGE)
-    ]
-    images = len(draw.scenes)
+    scenes = draw.scenes if full else draw.scenes[: size.clip_images]
+    rounds = [tokenize(tokenizer, [say(scene) for scene in scenes]) for _ in range(1 if full else CAPTIONS_AN_IMAGE)]
+    images = len(scenes)
 
     def batch(rows: list[int]) -> dict[str, Tensor]:
         words = torch.stack([rounds[row // images % len(rounds)][row % images] for row in rows])

@@ -15,6 +15,7 @@ def tiny_size():
     return dataclasses.replace(
         SIZES["mini"],
         images=96,
+        clip_images=48,
         steps=dict.fromkeys(("clip", "vae", "unet"), STEPS),
         batch=dict.fromkeys(("clip", "vae", "unet"), 8),
     )
