@@ -102,6 +102,7 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     ("words", "told"),
     [
         (["--encoder", "nowhere{seed}"], "nowhere3"),
+        (["--encoder", cli.ENCODER], "recipes/pretrain_miniature.py --output_dir out/pretrained3 --seed 3"),
         (["--temprature", "1"], "Did you mean temperature"),
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
