@@ -14,6 +14,20 @@ from dcr_hf.config import DCRConfig, Recipe
 # Written last of all. Holds what a run that goes on from here must agree on.
 MARK = "complete.json"
 
+# What of transformers' arguments every training must agree on.
+OPTIMIZATION_FACTS = (
+    "bf16",
+    "fp16",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+)
 _RECIPE_FACTS = ("encoder", "denoiser", "train_data", "projector")
 _TRAINING_FACTS = (
     "per_device_train_batch_size",
@@ -42,18 +56,8 @@ _TRAINING_FACTS = (
     "lora_alpha",
     "lora_dropout",
     "shuffle_buffer",
-    "bf16",
-    "fp16",
-    "learning_rate",
     "projector_learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
+    *OPTIMIZATION_FACTS,
 )
 
 

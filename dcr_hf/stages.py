@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -143,7 +144,8 @@ def tensorboard(args: DCRConfig, step: int) -> list[TensorBoardCallback]:
     return [TensorBoardCallback(SummaryWriter(Path(args.output_dir) / "runs", purge_step=step + 1))]
 
 
-def wait_for_all(args: DCRConfig) -> None:
+def wait_for_all(args: TrainingArguments) -> None:
+    """Until every process is here."""
     if args.world_size > 1:
         torch.distributed.barrier()
 

@@ -64,6 +64,13 @@ def run_python(*argv, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | environment)
 
 
+def screenshot(page: Path, picture: Path) -> subprocess.CompletedProcess:
+    """The page in headless Chromium, as a PNG file; what it writes to the console is in `stderr`."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command = ["chromium", *options, f"--screenshot={picture}", "--window-size=1400,3000", f"file://{page}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
 def _become(argv: list[str], output: Path, environment: dict[str, str]) -> None:
     for name, stream in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from dcr_hf.ablation.variants import CLAIMS, D_ABILITY, ORIGINAL, P_ABILITY
+from dcr_hf.evaluation.table import markdown_line
 from dcr_hf.stages import STAGE1
 
 HOLDS, OPPOSITE, NOISE, UNDECIDED = "holds", "the opposite holds", "within noise", "not decided: one seed"
@@ -104,15 +105,15 @@ def markdown(found: list[dict]) -> str:
     titles = list(found[0]["measured"])
     seeds = len(dict.fromkeys(each["seed"] for each in found))
     header = ["", *(part for title in titles for part in (title, "change (95 %), seeds beyond noise"))]
-    lines = [_line([*header, "noise MSE own / other, stage 1"]), _line(["---"] * (len(header) + 1))]
+    lines = [markdown_line([*header, "noise MSE own / other, stage 1"]), markdown_line(["---"] * (len(header) + 1))]
     for variant, each in runs.items():
         cells = [cell for title in titles for cell in _cells(variant, each, title)]
-        lines.append(_line([variant, *cells, _fidelity(each)]))
+        lines.append(markdown_line([variant, *cells, _fidelity(each)]))
     lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
     judged = verdicts(found)
     if judged:
-        lines += [_line(["the paper says", "here", "difference (95 %)"]), _line(["---"] * 3)]
-        lines += [_line([said, f"**{verdict}**", _points(spread)]) for said, verdict, spread in judged]
+        lines += [markdown_line(["the paper says", "here", "difference (95 %)"]), markdown_line(["---"] * 3)]
+        lines += [markdown_line([said, f"**{verdict}**", _points(spread)]) for said, verdict, spread in judged]
     return "\n".join(lines) + "\n"
 
 
@@ -136,10 +137,6 @@ def _fidelity(runs: list[dict]) -> str:
     if not all("noise_mse/own" in each for each in found):
         return ""
     return " / ".join(f"{np.mean([each[f'noise_mse/{name}'] for each in found]):.3f}" for name in ("own", "other"))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def abilities(found: list[dict]) -> tuple[str, ...]:

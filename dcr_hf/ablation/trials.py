@@ -10,10 +10,9 @@ import numpy as np
 
 from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import Results, read_results
-from dcr_hf.evaluation.run import execute
 from dcr_hf.export import export_folders
+from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.run import check, parse
 from dcr_hf.stages import END_TO_END, STAGE1, stages_of
 
@@ -97,7 +96,7 @@ class Trial:
         if (report / "results.json").is_file():
             return read_results(report)
         encoders = {ORIGINAL: self.encoder} | ({self.variant: str(self.enhanced)} if self.enhanced else {})
-        return execute(prepare(encoders, list(benchmarks), data), report, cache, seeds=(0, 1, 2), batch_size=256)
+        return measure_encoders(encoders, data, report, benchmarks, cache)
 
     def outcome(self, results: Results) -> dict:
         """{"variant", "seed", "measured": {number: value, change, low, high, p}, "fidelity", "opposed"}"""

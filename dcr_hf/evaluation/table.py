@@ -52,13 +52,13 @@ def markdown(tables: list[Table]) -> str:
     lines = ["# Results", ""]
     for table in tables:
         lines += [f"## {table.title}", "", " ".join(table.notes), ""]
-        lines += [_line(table.full_header), _line(["---"] * len(table.header))]
+        lines += [markdown_line(table.full_header), markdown_line(["---"] * len(table.header))]
         for row in table.rows:
             label = f"*{row.label} ({row.source})*" if row.source else row.label
-            lines.append(_line([label, *row.cells]))
+            lines.append(markdown_line([label, *row.cells]))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(cells: list[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

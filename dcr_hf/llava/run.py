@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 
 from dcr_hf.checkpoints import check_resume, remove_torn, whole_checkpoints
 from dcr_hf.export.card import how_it_runs
@@ -32,6 +31,7 @@ from dcr_hf.llava.stages import (
     write_result,
 )
 from dcr_hf.run import ends_with_a_line, loaded_whole, parse
+from dcr_hf.stages import wait_for_all
 
 
 def main(recipe: LlavaRecipe, **training: Any) -> None:
@@ -187,8 +187,7 @@ def _prepare_output(
         if isinstance(beginning, Parts) and not place.start.exists():
             with loaded_whole(args):
                 assemble(beginning, place.start)
-    if args.world_size > 1:
-        torch.distributed.barrier()
+    wait_for_all(args)
     return read_llava(str(place.start)) if isinstance(beginning, Parts) else beginning
 
 

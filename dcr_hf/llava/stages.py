@@ -13,7 +13,7 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from dcr_hf.checkpoints import step_of, whole_checkpoints
+from dcr_hf.checkpoints import OPTIMIZATION_FACTS, step_of, whole_checkpoints
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
 from dcr_hf.llava.conversations import CHAT_TEMPLATE
 from dcr_hf.llava.examples import Examples
@@ -67,17 +67,7 @@ def resume_facts(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> dict[s
         "lora_rank",
         "lora_alpha",
         "lora_dropout",
-        "bf16",
-        "fp16",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "optim",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
+        *OPTIMIZATION_FACTS,
     )
     facts |= {name: getattr(args, name) for name in of_training}
     return json.loads(json.dumps(facts, default=str))  # as it comes back from a file

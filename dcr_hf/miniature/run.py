@@ -21,7 +21,7 @@ from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import sample_scene
 from dcr_hf.run import ends_with_a_line, parse, run
-from dcr_hf.stages import END_TO_END, STAGE1
+from dcr_hf.stages import END_TO_END, STAGE1, wait_for_all
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
@@ -48,18 +48,18 @@ def main(recipe: Recipe, **training: Any) -> None:
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn:
             write_training_shards(drawn, "train", TRAINING_IMAGES, size, TRAINING_SEED)
-        _wait(args.world_size)
+        wait_for_all(args)
         enhanced, _ = export_folders(recipe.encoder, output)
         report = output / "report" / "report.html"
         # Trained, but stopped before the report: only that is left to do.
         if recipe.overwrite_output_dir or recipe.dry_run or report.is_file() or not enhanced.is_dir():
             run(recipe, args)
-            _wait(args.world_size)  # for the export, which the first process makes
+            wait_for_all(args)  # for the export, which the first process makes
         if recipe.dry_run or not enhanced.is_dir():
             return
         if first:
             write_benchmarks(data, "test", size)
-        _wait(args.world_size)
+        wait_for_all(args)
         encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
         measure_encoders(encoders, data, report.parent)  # each process a share
         if first:
@@ -67,11 +67,6 @@ def main(recipe: Recipe, **training: Any) -> None:
             write_report(results, make_tables(results), report, _sections(recipe, args, enhanced, size))
             print(summary(results))
             print(f"\n{verdict(results)}\n\nThe report: {report}")
-
-
-def _wait(processes: int) -> None:
-    if processes > 1:
-        torch.distributed.barrier()
 
 
 def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> list[Section]:

@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 from conftest import encoded, photographs, save_clip
 from layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
 from PIL import Image
-from programs import ROOT, TORCHRUN, run_program
+from programs import ROOT, TORCHRUN, run_program, screenshot
 from transformers import CLIPVisionModel
 
 from dcr_hf.evaluation.cli import main
@@ -282,14 +281,8 @@ def test_recipe_is_short_and_says_how_it_is_run():
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (apt-get install chromium)")
 def test_report_renders_in_chromium_without_a_console_message(report, tmp_path):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     picture = tmp_path / "page.png"
-    done = subprocess.run(
-        ["chromium", *options, f"--screenshot={picture}", "--window-size=1400,3000", f"file://{report}/report.html"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = screenshot(report / "report.html", picture)
     assert "CONSOLE" not in done.stderr
     colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colors) > 500  # figures and photographs, not an error page

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
@@ -18,7 +17,7 @@ from mllm_layouts import (
     write_naturalbench,
 )
 from PIL import Image
-from programs import ROOT, TORCHRUN, Program, run_program
+from programs import ROOT, TORCHRUN, Program, run_program, screenshot
 from safetensors.torch import load_file, save_file
 
 from dcr_hf.evaluation.cli import main as evaluate_encoders
@@ -312,14 +311,8 @@ def test_recipe_is_short_and_says_how_it_is_run():
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (apt-get install chromium)")
 def test_report_renders_in_chromium_without_a_console_message(scripted, tmp_path):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     picture = tmp_path / "page.png"
-    done = subprocess.run(
-        ["chromium", *options, f"--screenshot={picture}", "--window-size=1400,3000", f"file://{scripted}/report.html"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = screenshot(scripted / "report.html", picture)
     assert "CONSOLE" not in done.stderr
     colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colors) > 500  # figures and photographs, not an error page
