@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dcr_hf.ablation.plots import draw
 from dcr_hf.ablation.summary import markdown
-from dcr_hf.ablation.trials import Trial
+from dcr_hf.ablation.trials import Trial, train_all
 from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
 from dcr_hf.encoder import check_encoder
 from dcr_hf.evaluation.plan import prepare
@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         options, extra = _parser().parse_known_args(arguments)
         if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
             raise ValueError(f"--variants names {min(repeated)} twice.")
+        if options.jobs < 1:
+            raise ValueError(f"--jobs {options.jobs}: at least 1 run has to go on at a time.")
         shards = Path(options.train_data or options.output_dir / "scenes" / "train")
         common = {"encoder": options.encoder, "denoiser": options.denoiser, "train_data": shards}
         trials = [
@@ -53,8 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             trial.check()
         data = _data(options)
         prepare({ORIGINAL: trials[0].encoder}, options.benchmarks, data)  # refuses what it could not measure later
-        for trial in tqdm(trials, desc="training", unit=" runs"):
-            trial.train(shlex.split(options.launcher))
+        train_all(trials, shlex.split(options.launcher), options.jobs)
         cache = options.output_dir / "cache"
         found = [
             trial.outcome(trial.measure(options.benchmarks, data, cache))
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--launcher", default=sys.executable, help="'accelerate launch --num_processes 8', for example"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"))
     return parser
 

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
 from dcr_hf.config import DCRConfig, Recipe
@@ -116,6 +118,20 @@ class Trial:
             "fidelity": {stage.name: fidelity(stage) for stage in stages},
             "opposed": opposed(stages),
         }
+
+
+def train_all(trials: Sequence[Trial], launcher: Sequence[str], jobs: int) -> None:
+    """Train what is not done yet, `jobs` at a time. When one fails, those that have begun are finished, no other is
+    started, and its error is raised."""
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(trials), desc="training", unit=" runs") as bar:
+        runs = [pool.submit(trial.train, launcher) for trial in trials]
+        try:
+            for run in as_completed(runs):
+                run.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 _PLACE = ("encoder", "benchmark", "dataset", "metric")

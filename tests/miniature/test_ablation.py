@@ -1,6 +1,7 @@
 """An ablation trains and measures every variant once, and its tables say what the runs said."""
 
 import json
+import threading
 
 import pytest
 
@@ -98,6 +99,36 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     assert not trained and again["runs"] == first["runs"]
 
 
+class Job:
+    """Stands for a trial: notes when it runs, waits for as many others as it was told."""
+
+    def __init__(self, together, started, fails=False):
+        self.together, self.started, self.fails = together, started, fails
+
+    def train(self, launcher):
+        self.started.append(self)
+        self.together.wait(timeout=20)
+        if self.fails:
+            raise RuntimeError("ended with 1")
+
+
+def test_jobs_run_at_the_same_time():
+    started, together = [], threading.Barrier(2)  # breaks unless two wait at it at once
+    trials.train_all([Job(together, started) for _ in range(4)], [], jobs=2)
+    assert len(started) == 4
+
+
+def test_after_a_failure_nothing_else_is_started():
+    started, alone = [], threading.Barrier(1)
+    jobs = [Job(alone, started), Job(alone, started, fails=True)]
+    held = threading.Event()
+    jobs += [Job(alone, started) for _ in range(20)]
+    jobs[2].train = lambda launcher: held.wait(timeout=1)  # the one that may have begun meanwhile
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        trials.train_all(jobs, [], jobs=1)
+    assert started == jobs[:2]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -106,6 +137,7 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
         (["--temprature", "1"], "Did you mean temperature"),
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
+        (["--jobs", "0"], "--jobs 0"),
         (["--benchmarks", "clustering:nothing"], "nothing"),
     ],
 )
