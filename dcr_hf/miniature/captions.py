@@ -11,15 +11,15 @@ PROMPT = "a photo of {}"
 # What stands out is named less often than what is small: an attribute is learnt the sooner, the larger it is and the
 # more often it is named, and a base CLIP should be past the floor and short of the ceiling on each.
 NAMED = {
-    "orientation": 0.42,
-    "feature": 0.37,
-    "state": 0.22,
-    "count": 0.46,
-    "position": 0.48,
-    "color": 0.14,
-    "structure": 0.22,
-    "text": 0.47,
-    "viewpoint": 0.10,
+    "orientation": 0.43,
+    "feature": 0.43,
+    "state": 0.35,
+    "count": 0.75,
+    "position": 0.75,
+    "color": 0.2,
+    "structure": 0.42,
+    "text": 0.7,
+    "viewpoint": 0.26,
 }
 
 _AFTER_THE_NOUN = ("orientation", "feature", "state", "count", "position", "text", "viewpoint")

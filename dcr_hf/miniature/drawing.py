@@ -16,17 +16,17 @@ _HUES = {"red": 0.0, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.78
 _LEAN = 0.33  # an outline leans up to this far towards another class
 _NOISE = 0.07  # of a pixel: hides what is faint
 # How much of a detail is drawn at least. Every power of two between this and all of it is as frequent as the next, so
-# that some of an attribute's details are plain, some take good eyes. Small things stay plainer than large ones.
+# that some of an attribute's details are plain, some take good eyes.
 _FAINTEST = {
-    "orientation": 0.1,
-    "feature": 0.05,
+    "orientation": 0.06,
+    "feature": 0.03,
     "state": 0.05,
-    "count": 0.3,
-    "position": 0.08,
+    "count": 0.035,
+    "position": 0.01,
     "color": 0.05,
-    "structure": 0.15,
-    "text": 0.15,
-    "viewpoint": 0.12,
+    "structure": 0.2,
+    "text": 0.02,
+    "viewpoint": 0.25,
 }
 _RADIUS, _NEARER = 8.2, {"near": 1.7, "far": -1.7}
 _LOOK_KEY = 12  # a stream of random numbers that knows nothing of class and attributes

@@ -15,15 +15,16 @@ from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from dcr_hf.miniature import models
-from dcr_hf.miniature.captions import coarse_caption, full_caption
-from dcr_hf.miniature.layouts import draw_scenes
+from dcr_hf.miniature.captions import NAMED, coarse_caption, full_caption
+from dcr_hf.miniature.layouts import draw_scenes, pairs
 from dcr_hf.miniature.models import MAX_TOKENS, Size
-from dcr_hf.miniature.scenes import Scene, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, Scene, sample_scene
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 CLIP_FOLDER = "clip-miniature"
 DENOISER_FOLDERS = {"epsilon": "sd-miniature", "v_prediction": "sd-miniature-v"}
 CAPTIONS_AN_IMAGE = 5
+OTHERS_NAMED = 0.5  # how often the told CLIP hears of what a scene shares with its twin
 NO_CAPTION = 0.15  # of the denoiser's captions are empty: its empty prompt means "anything"
 KL_WEIGHT = 1e-6
 EMA_DECAY = 0.995
@@ -164,26 +165,53 @@ def fit(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
 
 
-def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed: int, full: bool = False) -> Path:
-    """CLIP on a part of the images with coarse captions (`full`: on all, with ones that name everything). Returns its
-    folder."""
+def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed: int) -> Path:
+    """CLIP on the first `clip_images` with coarse captions. Returns its folder."""
     folder = output / CLIP_FOLDER
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
     random = np.random.default_rng((seed, _CAPTION_KEY))
-    say = full_caption if full else lambda scene: coarse_caption(scene, random)
-    scenes = draw.scenes if full else draw.scenes[: size.clip_images]
-    rounds = [tokenize(tokenizer, [say(scene) for scene in scenes]) for _ in range(1 if full else CAPTIONS_AN_IMAGE)]
-    images = len(scenes)
+    images = min(size.clip_images, len(draw.scenes))
+    rounds = [
+        tokenize(tokenizer, [coarse_caption(scene, random) for scene in draw.scenes[:images]])
+        for _ in range(CAPTIONS_AN_IMAGE)
+    ]
 
     def batch(rows: list[int]) -> dict[str, Tensor]:
-        words = torch.stack([rounds[row // images % len(rounds)][row % images] for row in rows])
+        words = torch.stack([rounds[row // images][row % images] for row in rows])
         return {"images": draw.images([row % images for row in rows]), "input_ids": words}
 
     torch.manual_seed(seed)
     clip = models.make_clip(size, tokenizer)
     fit(Contrast(clip), Batches(CAPTIONS_AN_IMAGE * images, batch), size, "clip", work / "clip", seed)
+    return _save(folder, clip, models.make_image_processor(size), tokenizer)
+
+
+def pretrain_told_clip(base: Path, size: Size, output: Path, work: Path, seed: int) -> Path:
+    """The CLIP in `base`, trained on by telling it what matters: scenes, each beside one that differs from it in one
+    attribute, which both captions name. Among independent scenes a few attributes settle which caption belongs to
+    which image, and nothing asks for the others, however fully they are named. Returns its folder."""
+    folder = output / CLIP_FOLDER
+    if folder.is_dir():
+        return folder
+    tokenizer = models.make_tokenizer()
+    random = np.random.default_rng((seed, _CAPTION_KEY, 2))
+    chances = dict.fromkeys(NAMED, OTHERS_NAMED)
+    scenes, captions = [], []
+    for attribute, *twins in pairs("train", size.images // (2 * len(ATTRIBUTES)), seed):
+        for twin in twins:
+            scenes.append(twin)
+            captions.append(coarse_caption(twin, random, chances | {attribute.name: 1.0}))
+    draw = TrainingDraw(scenes, draw_scenes(scenes, size.image_size, "scenes and their twins"))
+    words = tokenize(tokenizer, captions)
+
+    def batch(rows: list[int]) -> dict[str, Tensor]:
+        both = [2 * row + twin for row in rows for twin in (0, 1)]
+        return {"images": draw.images(both), "input_ids": words[both]}
+
+    clip = CLIPModel.from_pretrained(base)
+    fit(Contrast(clip), Batches(len(scenes) // 2, batch), size, "told", work / "told", seed)
     return _save(folder, clip, models.make_image_processor(size), tokenizer)
 
 

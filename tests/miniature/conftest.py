@@ -12,12 +12,13 @@ STEPS = 6
 
 @pytest.fixture(scope="session")
 def tiny_size():
+    mini = SIZES["mini"]
     return dataclasses.replace(
-        SIZES["mini"],
+        mini,
         images=96,
         clip_images=48,
-        steps=dict.fromkeys(("clip", "vae", "unet"), STEPS),
-        batch=dict.fromkeys(("clip", "vae", "unet"), 8),
+        steps=dict.fromkeys(mini.steps, STEPS),
+        batch=dict.fromkeys(mini.batch, 8),
     )
 
 

@@ -136,6 +136,25 @@ def test_each_part_learns(draw, tiny_size):
     assert all(parameter.grad is None for parameter in denoising.averaged.parameters())
 
 
+def test_the_told_clip_sees_twins_whose_captions_tell_them_apart(pretrained, tiny_size, tmp_path, monkeypatch):
+    seen = {}
+
+    def fit(module, data, size, part, folder, seed):
+        seen.update(data.__getitems__([0, 12]), rows=len(data))
+
+    monkeypatch.setattr(pretrain, "fit", fit)
+    folder = pretrain.pretrain_told_clip(pretrained / "clip-miniature", tiny_size, tmp_path, tmp_path / "work", seed=0)
+    assert CLIPModel.from_pretrained(folder).config.vision_config.image_size == 32
+    assert seen["rows"] == 45  # 9 attributes x 5 pairs
+    tokenizer = models.make_tokenizer()
+    captions = tokenizer.batch_decode(seen["input_ids"], skip_special_tokens=True)
+    for first, values in ((0, ("facing left", "facing right")), (2, ("broken", "whole"))):  # pair 12 is of the third
+        pair = captions[first : first + 2]
+        assert {next(value for value in values if value in caption) for caption in pair} == set(values)
+        one, other = seen["images"][first : first + 2]
+        assert 0 < (one != other).any(0).float().mean() < 0.6  # the same scene but for that
+
+
 def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_path):
     """Of a UNet that says zero: as noise, an error of 1; as velocity, noise sqrt(1 - abar) n, an error of abar."""
     alphas_cumprod = models.make_scheduler("epsilon").alphas_cumprod
