@@ -1,7 +1,8 @@
 """Images a second from files to stored embeddings, against a plain batched loop and one image at a time; memory.
 
-    python benchmarks/embed.py                      # speed, ViT-B/16-sized encoder with random weights
-    python benchmarks/embed.py --memory 5000 50000  # peak memory over synthetic sets of these sizes
+    python benchmarks/embed.py                         # speed, ViT-B/16-sized encoder with random weights
+    python benchmarks/embed.py --photograph 4000 3000  # the same on photographs as cameras take them
+    python benchmarks/embed.py --memory 5000 50000     # peak memory over synthetic sets of these sizes
 
 All ways run in the same process on the same files, in turns, several times; medians are reported.
 """
@@ -35,6 +36,9 @@ from dcr_hf.evaluation.image_sets import LabeledImages
 from dcr_hf.evaluation.read_shards import read_labeled
 
 BATCH = 32
+# glibc keeps what is freed for later, more or less of it as chance will have it. Told to give it back, what a process
+# has is what it holds.
+GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 AGAIN = "dcr_hf, second run"
 VIT_B_16 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 THIN = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 64}
@@ -51,8 +55,8 @@ def save_encoder(folder: Path, tower: dict, image_size: int, patch_size: int) ->
     return folder
 
 
-def write_photographs(folder: Path, count: int) -> None:
-    """JPEG files of about the size of ImageNet's, cut from the photographs of scikit-learn."""
+def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEG files, by default of about the size of ImageNet's, cut from the photographs of scikit-learn."""
     from sklearn.datasets import load_sample_images
 
     sources = load_sample_images().images
@@ -60,7 +64,7 @@ def write_photographs(folder: Path, count: int) -> None:
     for index in range(count):
         source = Image.fromarray(sources[index % len(sources)])
         left, top = (index * 13) % 140, (index * 7) % 52
-        crop = source.crop((left, top, left + 500, top + 375))
+        crop = source.crop((left, top, left + 500, top + 375)).resize(size)
         crop.save(folder / "photographs" / "all" / f"{index:05d}.jpg", quality=92)
 
 
@@ -103,10 +107,10 @@ def ratio(slow: list[float], fast: list[float]) -> str:
     return f"{np.median(ratios):.2f} x ({low:.2f} to {high:.2f})"
 
 
-def speed(images: int, rounds: int, workers: int) -> None:
+def speed(images: int, photograph: tuple[int, int], rounds: int, workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_photographs(root, images)
+        write_photographs(root, images, photograph)
         data = read_labeled("photographs", None, root)
         path = save_encoder(root / "encoder", VIT_B_16, 224, 16)
         encoder = PretrainedEncoder("vit-b-16", str(path), device=PartialState().device)
@@ -125,8 +129,9 @@ def speed(images: int, rounds: int, workers: int) -> None:
                 seconds.setdefault(name, []).append(duration)
             duration, results[AGAIN] = timed(lambda turn=turn: again(path, data, root / f"cache{turn}", workers))
             seconds.setdefault(AGAIN, []).append(duration)
-        print(f"{images} JPEG files of 500 x 375, ViT-B/16 at 224, {encoder.device}, {workers} decoding processes, "
-              f"{os.cpu_count()} CPU cores, median of {rounds} rounds")  # fmt: skip
+        files = f"{images} JPEG files of {photograph[0]} x {photograph[1]}"
+        machine = f"{encoder.device}, {workers} decoding processes, {os.cpu_count()} CPU cores"
+        print(f"{files}, ViT-B/16 at 224, {machine}, median of {rounds} rounds")
         for name, durations in seconds.items():
             difference = np.abs(results[name] - results["one image at a time"]).max()
             rate = images / median(durations)
@@ -157,7 +162,8 @@ def write_tiny_shards(folder: Path, count: int) -> None:
 
 
 def peak_of(count: int) -> None:
-    """Runs in a process of its own: prints the peak of its private memory while `count` images are embedded."""
+    """Runs in a process of its own, under GIVE_BACK: prints the peak of its private memory while `count` images are
+    embedded."""
     peak, done = [0], threading.Event()
 
     def private() -> int:
@@ -191,6 +197,7 @@ def peak_of(count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--photograph", type=int, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--memory", type=int, nargs="+", metavar="COUNT", help="measure memory instead of speed")
@@ -202,9 +209,10 @@ def main() -> None:
         peak_of(options.peak_of)
     elif options.memory:
         for count in options.memory:
-            subprocess.run([sys.executable, __file__, "--peak_of", str(count)], check=True)
+            again = [sys.executable, __file__, "--peak_of", str(count)]
+            subprocess.run(again, check=True, env=os.environ | GIVE_BACK)
     else:
-        speed(options.images, options.rounds, options.workers)
+        speed(options.images, tuple(options.photograph), options.rounds, options.workers)
 
 
 if __name__ == "__main__":
