@@ -62,7 +62,7 @@ SIZES = {
         clip_images=2_500,
         steps={"clip": 1_200, "told": 2_400, "vae": 2_000, "unet": 1_800},
         batch={"clip": 128, "told": 64, "vae": 16, "unet": 48},
-        learning_rate={"clip": 1e-3, "told": 1e-3, "vae": 1.5e-3, "unet": 1.5e-3},
+        learning_rate={"clip": 1e-3, "told": 3e-4, "vae": 1.5e-3, "unet": 1.5e-3},
     ),
     "small": Size(
         image_size=64,
@@ -80,7 +80,7 @@ SIZES = {
         clip_images=25_000,
         steps={"clip": 4_000, "told": 8_000, "vae": 4_000, "unet": 10_000},
         batch={"clip": 256, "told": 128, "vae": 64, "unet": 128},
-        learning_rate={"clip": 5e-4, "told": 5e-4, "vae": 1e-3, "unet": 6e-4},
+        learning_rate={"clip": 5e-4, "told": 2e-4, "vae": 1e-3, "unet": 6e-4},
     ),
 }
 
