@@ -16,7 +16,7 @@ def draw(found: list[dict]) -> Figure:
     same seed. Beside it: each ability's change with its 95 % interval, a line a variant."""
     runs, measured = by_variant(found), abilities(found)
     trained = [name for name in runs if name != ORIGINAL]
-    both = len(measured) == 2
+    both = int(len(measured) == 2)  # a panel more
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(4.2 * len(measured) + 6 * both, max(4.2, 0.36 * len(trained) + 1.6)), layout="constrained"
@@ -26,8 +26,8 @@ def draw(found: list[dict]) -> Figure:
         )[0]
         if both:
             _scatter(panels[0], runs)
-        for axes, title in zip(panels[both:], measured, strict=True):
-            _changes(axes, {name: runs[name] for name in trained}, title, named=axes is panels[both])
+        for index, (axes, title) in enumerate(zip(panels[both:], measured, strict=True)):
+            _changes(axes, {name: runs[name] for name in trained}, title, named=index == 0)
     return figure
 
 
@@ -53,7 +53,7 @@ def _scatter(axes, runs: dict[str, list[dict]]) -> None:
     axes.set_xlabel("D-Ability (NMI, %)")
     axes.set_ylabel("P-Ability (pairs, %)")
     axes.grid(color=FAINT, lw=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)
 
 
 def _changes(axes, runs: dict[str, list[dict]], title: str, named: bool) -> None:

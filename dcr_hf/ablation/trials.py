@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.evaluation.results import Results, read_results
+from dcr_hf.evaluation.results import Results, read_results, write_text
 from dcr_hf.export import export_folders
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.run import check, parse
@@ -95,10 +95,14 @@ class Trial:
     def measure(self, benchmarks: Sequence[str], data: Path, cache: Path) -> Results:
         """Beside the original on the same items, once; the report stays in the run's folder."""
         report = self.folder / f"report-{data.name}"
-        if (report / "results.json").is_file():
+        mark, asked = report / "asked.json", {"benchmarks": list(benchmarks), "data": str(data.resolve())}
+        if mark.is_file() and json.loads(mark.read_text()) == asked:
             return read_results(report)
+        mark.unlink(missing_ok=True)
         encoders = {ORIGINAL: self.encoder} | ({self.variant: str(self.enhanced)} if self.enhanced else {})
-        return measure_encoders(encoders, data, report, benchmarks, cache)
+        results = measure_encoders(encoders, data, report, benchmarks, cache)
+        write_text(mark, json.dumps(asked))
+        return results
 
     def outcome(self, results: Results) -> dict:
         """{"variant", "seed", "measured": {number: value, change, low, high, p}, "fidelity", "opposed"}"""

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dcr_hf.ablation import cli, summary, trials
+from dcr_hf.ablation import cli, plots, summary, trials
 from dcr_hf.ablation.variants import CLAIMS, COMPARED, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
 from dcr_hf.miniature import layouts
 
@@ -65,6 +65,13 @@ def test_the_naive_sums_claim_is_about_its_gradients():
     assert judged(None, None) == []
 
 
+def test_the_picture_names_what_was_changed():
+    found = [outcome(name, seed, 0.5) for name in ("original", "joint", "dcr") for seed in (0, 1)]
+    scatter, *changes = plots.draw(found).axes
+    assert [text.get_text() for text in scatter.get_legend().get_texts()] == ["original", "joint", "dcr"]
+    assert [label.get_text() for label in changes[0].get_yticklabels()] == ["joint", "dcr"]
+
+
 def test_every_claim_is_about_a_variant_that_is_compared():
     assert {name for claim in CLAIMS for name in (claim.better, claim.worse)} <= set(COMPARED) <= set(VARIANTS)
 
@@ -97,6 +104,10 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
     again = json.loads((tmp_path / "ablation-dev0.json").read_text())
     assert not trained and again["runs"] == first["runs"]
+    # Measured anew, from the same embeddings, when something else is asked for.
+    cli.main([*words, "--variants", "original", "dcr", "--benchmarks", "mmvp_vlm:scene_pairs"])
+    fewer = json.loads((tmp_path / "ablation-dev0.json").read_text())["runs"]
+    assert not trained and [list(each["measured"]) for each in fewer] == [[P_ABILITY], [P_ABILITY]]
 
 
 class Job:
