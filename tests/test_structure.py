@@ -110,6 +110,7 @@ def test_every_test_that_the_readme_names_exists():
 
 
 def test_every_option_that_the_readme_names_exists():
+    from dcr_hf.ablation.cli import _parser as ablate_parser
     from dcr_hf.config import DCRConfig, Recipe
     from dcr_hf.llava.config import LlavaRecipe
 
@@ -120,4 +121,5 @@ def test_every_option_that_the_readme_names_exists():
     known |= {"checkpoint", "help"}  # of python -m dcr_hf.export, of every command
     known |= {"encoders", "models", "benchmarks", "data_root"}  # of recipes/evaluate.py and evaluate_mllm.py
     known |= {*LlavaRecipe.__dataclass_fields__, "output"}  # of recipes/llava15.py, python -m dcr_hf.llava
+    known |= {action.dest for action in ablate_parser()._actions}  # of recipes/ablate.py
     assert options <= known, options - known
