@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
-from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
+from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
 from dcr_hf.miniature.models import SIZES, Size
 from dcr_hf.miniature.pictures import sample_sheet
@@ -109,7 +109,8 @@ def check(size: Size, output: Path, seed: int, measured: dict) -> bool:
     data = work / "dev"
     if not (data / "swapped_shape").is_dir():
         write_labeled(data, "swapped", "dev", {"test": 3000}, size.image_size, swap_backgrounds=True)
-    learned = pair_scores(measure_encoders({"told": str(clip)}, data, told / "report"), "told")
+    pairs_alone = [f"mmvp_vlm:{PAIRS}"]
+    learned = pair_scores(measure_encoders({"told": str(clip)}, data, told / "report", pairs_alone), "told")
     swapped = measure_encoders(
         {"clip": str(output / CLIP_FOLDER)},
         data,

@@ -172,10 +172,10 @@ def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed
         return folder
     tokenizer = models.make_tokenizer()
     random = np.random.default_rng((seed, _CAPTION_KEY))
-    images = min(size.clip_images, len(draw.scenes))
+    scenes = draw.scenes[: size.clip_images]
+    images = len(scenes)
     rounds = [
-        tokenize(tokenizer, [coarse_caption(scene, random) for scene in draw.scenes[:images]])
-        for _ in range(CAPTIONS_AN_IMAGE)
+        tokenize(tokenizer, [coarse_caption(scene, random) for scene in scenes]) for _ in range(CAPTIONS_AN_IMAGE)
     ]
 
     def batch(rows: list[int]) -> dict[str, Tensor]:
