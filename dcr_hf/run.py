@@ -24,6 +24,7 @@ from dcr_hf.evaluation.in_training import TrainingEvaluation
 from dcr_hf.export import ExportError, export_encoder, export_folders, push_to_hub
 from dcr_hf.export.card import RunFacts
 from dcr_hf.interruption import NOT_FINISHED, Interrupted
+from dcr_hf.occupied import occupying
 from dcr_hf.resumable import NonFiniteLossError
 from dcr_hf.sources import Source, find_source
 from dcr_hf.stages import (
@@ -138,15 +139,23 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
 
 def run(recipe: Recipe, args: DCRConfig) -> None:
     """Check, then train and export what `recipe.stage` asks for. The same call again goes on where it stopped."""
-    output = Path(args.output_dir)
     source, evaluation = check(recipe, args)
+    if recipe.dry_run:
+        _print_plan(recipe, args, _denoiser_of(recipe, args), source)
+        return
+    with occupying(args.output_dir, first=args.process_index == 0):
+        _train(recipe, args, source, evaluation)
+
+
+def _denoiser_of(recipe: Recipe, args: DCRConfig) -> FrozenDenoiser:
     with loaded_whole(args):
-        denoiser = FrozenDenoiser.from_pretrained(
+        return FrozenDenoiser.from_pretrained(
             recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
         )
-    if recipe.dry_run:
-        _print_plan(recipe, args, denoiser, source)
-        return
+
+
+def _train(recipe: Recipe, args: DCRConfig, source: Source, evaluation: TrainingEvaluation | None) -> None:
+    output, denoiser = Path(args.output_dir), _denoiser_of(recipe, args)
     facts = _prepare_output(recipe, args, output)
     stages = stages_of(recipe)
     unfinished = [stage for stage in stages if not is_finished(output / stage)]

@@ -34,6 +34,7 @@ ORDER = [
     "steplog",
     "checkpoints",
     "interruption",
+    "occupied",
     "resumable",
     "trainer",
     "stages",

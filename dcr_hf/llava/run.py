@@ -30,6 +30,7 @@ from dcr_hf.llava.stages import (
     training_processor,
     write_result,
 )
+from dcr_hf.occupied import occupying
 from dcr_hf.run import ends_with_a_line, loaded_whole, parse
 from dcr_hf.stages import wait_for_all
 
@@ -75,6 +76,17 @@ def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
     if recipe.dry_run:
         _print_plan(recipe, args, beginning, records)
         return
+    with occupying(place.output, first=args.process_index == 0):
+        _train(recipe, args, place, beginning, records)
+
+
+def _train(
+    recipe: LlavaRecipe,
+    args: LlavaTraining,
+    place: _Place,
+    beginning: LlavaFolder | Parts,
+    records: dict[str, datasets.Dataset],
+) -> None:
     start = _prepare_output(recipe, args, place, beginning)
     for stage in recipe.stages:
         if not is_finished(place.output / stage):
