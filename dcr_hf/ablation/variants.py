@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "stage1_long": {"stage1_max_steps": 800},
     "stage1_slow": {"stage1_learning_rate": 1e-4},
     "stage2_slow": {"stage2_learning_rate": 2e-5},
+    "stage2_fast": {"stage2_learning_rate": 5e-4},
     "temperature_0.02": {"temperature": 0.02},
     "temperature_0.5": {"temperature": 0.5},
 }

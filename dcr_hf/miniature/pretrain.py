@@ -18,7 +18,7 @@ from dcr_hf.miniature import models
 from dcr_hf.miniature.captions import NAMED, coarse_caption, full_caption
 from dcr_hf.miniature.layouts import draw_scenes, pairs
 from dcr_hf.miniature.models import MAX_TOKENS, Size
-from dcr_hf.miniature.scenes import ATTRIBUTES, Scene, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, Scene, sample_scene
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 CLIP_FOLDER = "clip-miniature"
@@ -188,22 +188,20 @@ def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed
     return _save(folder, clip, models.make_image_processor(size), tokenizer)
 
 
-def pretrain_told_clip(base: Path, size: Size, output: Path, work: Path, seed: int) -> Path:
-    """The CLIP in `base`, trained on by telling it what matters: scenes, each beside one that differs from it in one
-    attribute, which both captions name. Among independent scenes a few attributes settle which caption belongs to
-    which image, and nothing asks for the others, however fully they are named. Returns its folder."""
+def pretrain_told_clip(base: Path, attribute: Attribute, size: Size, output: Path, work: Path, seed: int) -> Path:
+    """The CLIP in `base`, trained on by telling it of one attribute: scenes, each beside one that differs from it in
+    that alone, which both captions name. Among independent scenes a few attributes settle which caption belongs to
+    which image, and the others need not be learnt. Returns its folder."""
     folder = output / CLIP_FOLDER
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
     random = np.random.default_rng((seed, _CAPTION_KEY, 2))
-    chances = dict.fromkeys(NAMED, OTHERS_NAMED)
-    scenes, captions = [], []
-    for attribute, *twins in pairs("train", size.images // (2 * len(ATTRIBUTES)), seed):
-        for twin in twins:
-            scenes.append(twin)
-            captions.append(coarse_caption(twin, random, chances | {attribute.name: 1.0}))
-    draw = TrainingDraw(scenes, draw_scenes(scenes, size.image_size, "scenes and their twins"))
+    chances = dict.fromkeys(NAMED, OTHERS_NAMED) | {attribute.name: 1.0}
+    every = pairs("train", size.images // (2 * len(ATTRIBUTES)), seed)
+    scenes = [twin for of, *twins in every if of == attribute for twin in twins]
+    captions = [coarse_caption(scene, random, chances) for scene in scenes]
+    draw = TrainingDraw(scenes, draw_scenes(scenes, size.image_size, f"scenes and twins of another {attribute.name}"))
     words = tokenize(tokenizer, captions)
 
     def batch(rows: list[int]) -> dict[str, Tensor]:
@@ -211,7 +209,7 @@ def pretrain_told_clip(base: Path, size: Size, output: Path, work: Path, seed: i
         return {"images": draw.images(both), "input_ids": words[both]}
 
     clip = CLIPModel.from_pretrained(base)
-    fit(Contrast(clip), Batches(len(scenes) // 2, batch), size, "told", work / "told", seed)
+    fit(Contrast(clip), Batches(len(scenes) // 2, batch), size, "told", work, seed)
     return _save(folder, clip, models.make_image_processor(size), tokenizer)
 
 

@@ -14,10 +14,12 @@ from transformers import CLIPModel, CLIPVisionModel
 
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
+from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.miniature import cli, models, pretrain
+from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser
 from dcr_hf.miniature.models import MAX_TOKENS, SIZES, parameters_of
-from dcr_hf.miniature.scenes import SHAPES
+from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES
 
 
 def test_sizes_are_as_promised():
@@ -136,23 +138,55 @@ def test_each_part_learns(draw, tiny_size):
     assert all(parameter.grad is None for parameter in denoising.averaged.parameters())
 
 
-def test_the_told_clip_sees_twins_whose_captions_tell_them_apart(pretrained, tiny_size, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "values"), [("orientation", ("facing left", "facing right")), ("state", ("broken", "whole"))]
+)
+def test_the_told_clip_sees_twins_whose_captions_tell_them_apart(
+    name, values, pretrained, tiny_size, tmp_path, monkeypatch
+):
     seen = {}
 
     def fit(module, data, size, part, folder, seed):
-        seen.update(data.__getitems__([0, 12]), rows=len(data))
+        seen.update(data.__getitems__(range(5)), rows=len(data))
 
     monkeypatch.setattr(pretrain, "fit", fit)
-    folder = pretrain.pretrain_told_clip(pretrained / "clip-miniature", tiny_size, tmp_path, tmp_path / "work", seed=0)
+    attribute = next(attribute for attribute in ATTRIBUTES if attribute.name == name)
+    base = pretrained / "clip-miniature"
+    folder = pretrain.pretrain_told_clip(base, attribute, tiny_size, tmp_path, tmp_path / "work", seed=0)
     assert CLIPModel.from_pretrained(folder).config.vision_config.image_size == 32
-    assert seen["rows"] == 45  # 9 attributes x 5 pairs
-    tokenizer = models.make_tokenizer()
-    captions = tokenizer.batch_decode(seen["input_ids"], skip_special_tokens=True)
-    for first, values in ((0, ("facing left", "facing right")), (2, ("broken", "whole"))):  # pair 12 is of the third
+    assert seen["rows"] == 5  # of 96 scenes a ninth, two by two
+    captions = models.make_tokenizer().batch_decode(seen["input_ids"], skip_special_tokens=True)
+    for first in range(0, 10, 2):
         pair = captions[first : first + 2]
         assert {next(value for value in values if value in caption) for caption in pair} == set(values)
         one, other = seen["images"][first : first + 2]
         assert 0 < (one != other).any(0).float().mean() < 0.6  # the same scene but for that
+
+
+def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "pretrained"
+    shutil.copytree(pretrained / "clip-miniature", output / "clip-miniature")
+    told, shares = [], {"count": 0.81, "text": 0.8}
+
+    def share(attribute, category, size, output, seed):
+        told.append(attribute.name)
+        return shares[attribute.name]
+
+    monkeypatch.setattr(cli, "_share_when_told", share)
+    write_benchmarks(output / "work" / "dev", "dev", 32, per_category=1, train=20, test=200)
+    write_labeled(output / "work" / "dev", "swapped", "dev", {"test": 200}, 32, swap_backgrounds=True)
+    pairs = dict.fromkeys(CATEGORIES, 0.9) | {"Quantity and Count": 0.5, "Texts": 0.2}
+    errors = {"noise_mse/full": 0.1, "noise_mse/empty": 0.3, "noise_mse/wrong": 0.2}
+    assert not cli.check(tiny_size, output, 0, {"pairs": pairs, "denoisers": {"epsilon": errors}})
+    assert told == ["count", "text"]
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line.split(" ", 1)[1] for line in lines if line.startswith("FAIL")]
+    assert failed == [
+        "Texts: 80.0% of the pairs of a CLIP that was told of it (> 80%)",
+        "epsilon: noise MSE 0.100 full < 0.300 empty < 0.200 wrong",
+    ]
+    assert "ok   Quantity and Count: 81.0% of the pairs of a CLIP that was told of it (> 80%)" in lines
+    assert any("between 30% and 95% on 8 of 9" in line for line in lines)
 
 
 def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_path):
@@ -176,8 +210,7 @@ def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_pat
 def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cli.SIZES, "mini", tiny_size)
     small = {"per_category": 2, "train": 60, "test": 60}
-    monkeypatch.setattr(cli, "write_benchmarks", lambda *args: cli_write(*args, **small))
-    from dcr_hf.miniature.layouts import write_benchmarks as cli_write
+    monkeypatch.setattr(cli, "write_benchmarks", lambda *args: write_benchmarks(*args, **small))
 
     monkeypatch.setattr(cli, "measure_denoiser", partial(measure_denoiser, count=100))
     monkeypatch.setattr(cli, "SAMPLED", 2)
