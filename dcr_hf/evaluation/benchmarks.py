@@ -8,6 +8,7 @@ from dcr_hf.evaluation.clustering import predict_clusters
 from dcr_hf.evaluation.image_sets import ImageSet
 from dcr_hf.evaluation.linear_probe import predict_probe
 from dcr_hf.evaluation.mmvp import predict_pairs
+from dcr_hf.evaluation.published import MMVP_SET
 from dcr_hf.evaluation.read_mmvp import read_mmvp
 from dcr_hf.evaluation.read_shards import read_captioned, read_labeled
 from dcr_hf.evaluation.read_splits import read_train_and_test
@@ -48,7 +49,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "mmvp_vlm": Benchmark({"MMVP_VLM": "MMVP/MMVP_VLM"}, read_mmvp, predict_pairs, score_pairs),
+    "mmvp_vlm": Benchmark({MMVP_SET: "MMVP/MMVP_VLM"}, read_mmvp, predict_pairs, score_pairs),
     "clustering": Benchmark(CLUSTERED, read_labeled, predict_clusters, score_clusters, needs_text=False),
     "zeroshot": Benchmark(CLASSIFIED, read_labeled, predict_classes, score_classes),
     "linear_probe": Benchmark(CLASSIFIED, read_train_and_test, predict_probe, score_probe, needs_text=False),

@@ -16,10 +16,15 @@ from dcr_hf.evaluation.results import slug, write_text
 POINTS = 1500
 
 
-def easiest_to_see(sets: list[LabeledImages]) -> LabeledImages | None:
-    """The set with the fewest classes: a map has few colours. Of equals one without training images, which the other
-    benchmarks are measured on. None where there is no labelled set."""
-    return min(sets, key=lambda data: (len(np.unique(data.labels)), data.train_count > 0), default=None)
+def easiest_to_see(sets: list[LabeledImages], clustered: set[str]) -> LabeledImages | None:
+    """The set with the fewest classes, since a map has few colours, of those that are clustered (by their titles) if
+    any is: the map shows what NMI measures. Of equals one without training images, which the other benchmarks are
+    measured on. None where there is no labelled set."""
+
+    def order(data: LabeledImages) -> tuple[bool, int, bool]:
+        return data.title not in clustered, len(np.unique(data.labels)), data.train_count > 0
+
+    return min(sets, key=order, default=None)
 
 
 def write_map(path: Path, embeddings: Embeddings, data: LabeledImages, kind: str) -> None:

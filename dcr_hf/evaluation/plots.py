@@ -96,8 +96,9 @@ def clustering_bars(results: Results) -> str:
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     width = 0.8 / len(encoders)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.0, 1.4 * len(sets) + 2), 7.5), layout="constrained")
-        panels = figure.subplots(3, 1, sharex=True)
+        few = len(sets) <= 2  # side by side, or a bar is as wide as a page
+        figure = Figure(figsize=(7.5, 3.4) if few else (1.4 * len(sets) + 2, 7.5), layout="constrained")
+        panels = figure.subplots(*(1, 3) if few else (3, 1), sharex=True)
         for axes, metric in zip(panels, ("nmi", "acc", "ari"), strict=True):
             for index, encoder in enumerate(encoders):
                 chosen = {row["dataset"]: row for row in rows if (row["encoder"], row["metric"]) == (encoder, metric)}
@@ -111,7 +112,8 @@ def clustering_bars(results: Results) -> str:
             axes.grid(axis="y", color=FAINT, lw=0.7)
             axes.set_axisbelow(True)
             axes.tick_params(length=0)
-        panels[-1].set_xticks(range(len(sets)), sets)
+        for axes in panels if few else panels[-1:]:
+            axes.set_xticks(range(len(sets)), sets)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
         return _uri(figure)

@@ -83,7 +83,7 @@ def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_
 
 def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, results: Results) -> None:
     labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
-    shown = easiest_to_see(labelled)
+    shown = easiest_to_see(labelled, {plan.data.title for plan in plans if plan.benchmark == "clustering"})
     for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
         path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
         write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)

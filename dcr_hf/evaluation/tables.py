@@ -22,18 +22,22 @@ def _mmvp_table(results: Results) -> Table:
         count = f"{total['count']}/{total['n']}"
         return [cells.cell(encoder, "all", metric), count, *(cells.cell(encoder, name, metric) for name in CATEGORIES)]
 
+    sets = {row["set"] for row in results.predictions if row["benchmark"] == "mmvp_vlm"}
+    is_papers = sets == {published.MMVP_SET}  # what the paper says of its pairs says nothing of others
     theirs = [
         Row(f"{backbone}, {method}", [f"{value:.1f}", *[DASH] * (len(CATEGORIES) + 1)], "paper")
         for backbone, methods in published.MMVP.items()
         for method, value in methods.items()
+        if is_papers
     ]
+    said = "Percent of pairs with both statements right, and the mean of the nine categories. Guessing gets 25 %."
     notes = cells.notes(
-        "Percent of pairs with both statements right, and the mean of the nine categories. Guessing gets 25 %. One "
-        "pair of the published 135 is 0.74 points.",
-        source=published.PAPER,
+        f"{said} One pair of the published 135 is 0.74 points." if is_papers else said,
+        source=published.PAPER if is_papers else "",
     )
     header = ["", "mean of nine", "pairs", *CATEGORIES]
-    return Table("mmvp_vlm", "P-Ability: MMVP-VLM", notes, header, cells.measured(row) + theirs)
+    title = "MMVP-VLM" if is_papers else ", ".join(sorted(sets))
+    return Table("mmvp_vlm", f"P-Ability: {title}", notes, header, cells.measured(row) + theirs)
 
 
 def _clustering_table(results: Results) -> Table:
@@ -72,9 +76,16 @@ def _zeroshot_table(results: Results) -> Table:
     cells = Cells(results, "zeroshot")
     columns = [(name, metric) for name in cells.datasets for metric in _CLASS_METRICS]
     known = [published.ZEROSHOT_ACC1.get(name) if metric == "acc1" else None for name, metric in columns]
-    theirs = [Row("OpenAI L 224", [f"{value}" if value else DASH for value in known], "CLIP_benchmark")]
-    notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK)
+    theirs = _clip_benchmark_row(known)
+    notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK if theirs else "")
     return _class_table(cells, "zeroshot", "Zero-shot classification", notes, theirs)
+
+
+def _clip_benchmark_row(known: list[float | None]) -> list[Row]:
+    """What is published for these columns; no row where nothing is."""
+    if not any(known):
+        return []
+    return [Row("OpenAI L 224", [f"{value}" if value else DASH for value in known], "CLIP_benchmark")]
 
 
 def _probe_table(results: Results) -> Table:
@@ -104,12 +115,12 @@ def _retrieval_table(results: Results) -> Table:
         published.RETRIEVAL_RECALL_AT_5.get(name, {}).get(direction) if k == 5 else None
         for name, direction, k in columns
     ]
-    theirs = [Row("OpenAI L 224", [f"{value}" if value else DASH for value in known], "CLIP_benchmark")]
+    theirs = _clip_benchmark_row(known)
     rows = cells.measured(
         lambda encoder: [cells.cell(encoder, name, f"{direction}_recall@{k}") for name, direction, k in columns]
     )
     header = ["", *(f"{direction.replace('_', ' ')} R@{k}" for _, direction, k in columns)]
-    notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK)
+    notes = cells.notes("Percent.", source=published.CLIP_BENCHMARK if theirs else "")
     return Table("retrieval", "Retrieval", notes, header, rows + theirs, [(name, 6) for name in cells.datasets])
 
 

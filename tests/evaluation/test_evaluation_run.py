@@ -208,6 +208,18 @@ def test_published_rows_are_marked(report):
     assert any("33.3" in line for line in theirs)
 
 
+def test_own_sets_have_no_published_rows_and_the_map_is_of_what_is_clustered(data_root, clip_folder, tmp_path):
+    root = shutil.copytree(data_root, tmp_path / "data")
+    (root / "MMVP_VLM").rename(root / "pairs_of_mine")
+    names = ["mmvp_vlm:pairs_of_mine", "zeroshot:birds", "linear_probe:birds", "clustering:cifar10"]
+    folders = ["--data_root", str(root), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    main(["--encoders", str(clip_folder), "--benchmarks", *names, "--seeds", "0", "--workers", "0", *folders])
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "P-Ability: pairs_of_mine" in text and "Zero-shot" in text
+    assert not any(said in text for said in ("(paper)", "(CLIP_benchmark)", "135", "not measured here"))
+    assert [row["set"] for row in read_results(tmp_path / "out").maps] == ["cifar10"]  # birds has fewer classes
+
+
 def test_lone_tower_is_clustered_and_the_rest_refused_by_name(clip_folder, data_root, tmp_path, caplog, capsys):
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(clip_folder).save_pretrained(tower)
