@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from transformers import TrainingArguments
+
+from dcr_hf.training_options import TrainingOptions
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Recipe:
 
 
 @dataclass
-class DCRConfig(TrainingArguments):
+class DCRConfig(TrainingOptions):
     """transformers' TrainingArguments with the paper's defaults, and DCR's own options.
 
     `max_steps` and `learning_rate` are set by the stage, from the recipe.
@@ -83,25 +84,7 @@ class DCRConfig(TrainingArguments):
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps of linear warm-up."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Train the encoder and projector in bfloat16; by default where a GPU can."}
-    )
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, by transformers' name."})
-
-    # What a run on streamed data wants.
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses from the log. They stop the run, so never."}
-    )
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that read and decode images."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Always true: see the batch size."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Always false: batches are our own."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser takes the second type
-        default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, none, ... as in transformers."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter gets a gradient."}
-    )
 
     # DCR.
     objective: str = field(
@@ -220,10 +203,6 @@ class DCRConfig(TrainingArguments):
     shuffle_buffer: int = field(
         default=2000, metadata={"help": "Encoded images that each reader holds to shuffle them."}
     )
-    max_bad_fraction: float = field(
-        default=0.1,
-        metadata={"help": "The run ends when more of a reader's last 1,000 images than this cannot be used."},
-    )
 
     eval_benchmarks: list[str] = field(
         default_factory=list,
@@ -239,7 +218,6 @@ class DCRConfig(TrainingArguments):
     def __post_init__(self):
         if self.eval_benchmarks and self.eval_strategy == "no":
             self.eval_strategy = "steps"
-        take_fast_precision(self)
         super().__post_init__()
         if self.per_device_train_batch_size < 2:
             raise ValueError(
@@ -269,8 +247,6 @@ class DCRConfig(TrainingArguments):
             )
         if self.lora_rank < 0:
             raise ValueError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for full fine-tuning.")
-        if not 0 <= self.max_bad_fraction < 1:
-            raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
         if self.shuffle_buffer < 1:
             raise ValueError(f"--shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1.")
         self._read_pair_chunk_size()
@@ -343,11 +319,3 @@ class DCRConfig(TrainingArguments):
     @property
     def denoiser_torch_dtype(self) -> torch.dtype | None:
         return None if self.denoiser_dtype == "auto" else getattr(torch, self.denoiser_dtype)
-
-
-def take_fast_precision(args: TrainingArguments) -> None:
-    """TF32 and bfloat16 where a GPU can and nothing else was said."""
-    if args.tf32 is None and not args.use_cpu and torch.cuda.is_available():
-        args.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, from Ampere on
-    if args.bf16 is None:
-        args.bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -14,6 +14,7 @@ ORDER = [
     "encoder",
     "metrics",
     "evaluation",
+    "training_options",
     "config",
     "images",
     "readers",

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import TrainingArguments
-
-from dcr_hf.config import take_fast_precision
+from dcr_hf.training_options import TrainingOptions
 
 
 @dataclass
@@ -75,7 +73,7 @@ class LlavaRecipe:
 
 
 @dataclass
-class LlavaTraining(TrainingArguments):
+class LlavaTraining(TrainingOptions):
     """transformers' TrainingArguments with LLaVA-1.5's defaults. `max_steps`, `learning_rate` and
     `per_device_train_batch_size` are set by the stage, from the recipe."""
 
@@ -83,22 +81,8 @@ class LlavaTraining(TrainingArguments):
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps of linear warm-up; below 1 a share of all."})
-    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; by default where a GPU can."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, by transformers' name."})
     gradient_checkpointing: bool | None = field(
         default=True, metadata={"help": "Compute the layers again in the backward pass: slower, and much smaller."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses from the log. They stop the run, so never."}
-    )
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that read and decode images."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Always false: batches are our own."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser takes the second type
-        default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, none, ... as in transformers."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter gets a gradient in every step."}
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -116,14 +100,9 @@ class LlavaTraining(TrainingArguments):
     )
     lora_alpha: float | None = field(default=None, metadata={"help": "Their scale, alpha / rank; by default 2."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
-    max_bad_fraction: float = field(
-        default=0.1,
-        metadata={"help": "The run ends when more of a reader's last 1,000 images than this cannot be used."},
-    )
 
     def __post_init__(self):
         self._refuse_what_the_stage_sets()
-        take_fast_precision(self)
         super().__post_init__()
         if self.train_sampling_strategy not in ("group_by_length", "random"):
             raise ValueError(
@@ -135,9 +114,8 @@ class LlavaTraining(TrainingArguments):
             self.lora_alpha = 2.0 * self.lora_rank
         elif not self.lora_rank:
             raise ValueError("--lora_alpha is for --lora_rank; without adapters it would change nothing.")
-        for name in ("lora_dropout", "max_bad_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
         if self.num_train_epochs <= 0:
             raise ValueError(f"--num_train_epochs is {self.num_train_epochs}; it must be above 0.")
         if self.push_to_hub:
