@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPVisionModel
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.encoder import ImageEncoder
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
-from dcr_hf.miniature import cli, models, pretrain
+from dcr_hf.miniature import cli, fitting, models, pretrain
 from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser
 from dcr_hf.miniature.models import MAX_TOKENS, SIZES, parameters_of
@@ -66,11 +66,11 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("part", ["clip", "vae", "unet"])
 def test_an_interruption_changes_nothing(pretrained, draw, tiny_size, tmp_path, monkeypatch, part):
-    monkeypatch.setattr(pretrain, "SAVE_STEPS", 2)
+    monkeypatch.setattr(fitting, "SAVE_STEPS", 2)
     module, result = {
-        "clip": (pretrain.Contrast, "clip-miniature/model.safetensors"),
-        "vae": (pretrain.Autoencoding, "work/vae-finished/diffusion_pytorch_model.safetensors"),
-        "unet": (pretrain.Denoising, "sd-miniature/unet/diffusion_pytorch_model.safetensors"),
+        "clip": (fitting.Contrast, "clip-miniature/model.safetensors"),
+        "vae": (fitting.Autoencoding, "work/vae-finished/diffusion_pytorch_model.safetensors"),
+        "unet": (fitting.Denoising, "sd-miniature/unet/diffusion_pytorch_model.safetensors"),
     }[part]
     plain, calls = module.forward, []
 
@@ -110,11 +110,11 @@ def test_each_part_learns(draw, tiny_size):
     assert words.shape == (8, MAX_TOKENS)
     scheduler = models.make_scheduler("v_prediction")
     unet, text = models.make_unet(tiny_size), models.make_text_encoder(tiny_size, tokenizer)
-    denoising = pretrain.Denoising(unet, text, scheduler)
+    denoising = fitting.Denoising(unet, text, scheduler)
     images = draw.images(list(range(8)))
     for module, batch in (
-        (pretrain.Contrast(models.make_clip(tiny_size, tokenizer)), {"images": images, "input_ids": words}),
-        (pretrain.Autoencoding(models.make_vae(tiny_size)), {"images": images}),
+        (fitting.Contrast(models.make_clip(tiny_size, tokenizer)), {"images": images, "input_ids": words}),
+        (fitting.Autoencoding(models.make_vae(tiny_size)), {"images": images}),
         (denoising, {"latents": torch.randn(8, 4, 8, 8), "input_ids": words}),
     ):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -129,12 +129,12 @@ def test_each_part_learns(draw, tiny_size):
             optimizer.zero_grad()
         assert losses[-1] < 0.9 * losses[0], type(module)
     averaged, trained = denoising.averaged.module["unet"].conv_in.weight, unet.conv_in.weight
-    pretrain.Averaging().on_step_end(None, None, None, model=denoising)
+    fitting.Averaging().on_step_end(None, None, None, model=denoising)
     assert torch.equal(averaged, trained)  # the first step is the average so far
     with torch.no_grad():
         trained += 1
-    pretrain.Averaging().on_step_end(None, None, None, model=denoising)
-    torch.testing.assert_close(averaged, trained - pretrain.EMA_DECAY)
+    fitting.Averaging().on_step_end(None, None, None, model=denoising)
+    torch.testing.assert_close(averaged, trained - fitting.EMA_DECAY)
     assert all(parameter.grad is None for parameter in denoising.averaged.parameters())
 
 
