@@ -31,6 +31,7 @@ from dcr_hf.run import ends_with_a_line
 
 SAMPLED = 8
 LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7
+VAE_NOISE = 0.2  # with more, what the denoiser learnt from mean latents is of little use on sampled ones
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -133,6 +134,8 @@ def check(size: Size, output: Path, seed: int, measured: dict) -> bool:
     same = own[1] < other[0] < own[2] or other[1] < own[0] < other[2]
     lines.append((f"NMI of shape {own[0]:.3f}, before other backgrounds {other[0]:.3f}", same))
     for kind, errors in measured["denoisers"].items():
+        noise = f"{kind}: {errors['vae_noise']:.1%} of a latent channel's variance is the VAE's own noise"
+        lines.append((f"{noise} (< {VAE_NOISE:.0%})", errors["vae_noise"] < VAE_NOISE))
         full, empty, wrong = (errors[f"noise_mse/{name}"] for name in ("full", "empty", "wrong"))
         lines.append(
             (f"{kind}: noise MSE {full:.3f} full < {empty:.3f} empty < {wrong:.3f} wrong", full < empty < wrong)

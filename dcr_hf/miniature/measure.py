@@ -15,7 +15,7 @@ from dcr_hf.evaluation.results import Results
 from dcr_hf.evaluation.run import execute
 from dcr_hf.miniature.captions import full_caption
 from dcr_hf.miniature.layouts import PAIRS, draw_scenes
-from dcr_hf.miniature.pretrain import encode, tokenize
+from dcr_hf.miniature.pretrain import tokenize
 from dcr_hf.miniature.scenes import ATTRIBUTES, sample_scene
 
 BENCHMARKS = (
@@ -58,9 +58,11 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
     """Mean squared errors of a Stable Diffusion folder on scenes that it has not seen.
 
     Returns:
-        `vae_mse`, of pixels in [-1, 1]; `noise_mse/full`, `/empty` and `/wrong`: of the noise (a velocity is turned
-        into one) under the image's full caption, the empty one and another image's, for the same latents, noise and
-        timesteps; `noise_mse/empty-full` and `/wrong-empty` with their standard errors.
+        `vae_mse`, of pixels in [-1, 1]; `vae_noise`, how much of a latent channel's variance over images is noise that
+        the VAE itself adds when latents are sampled, of the channel that has most; `noise_mse/full`, `/empty` and
+        `/wrong`: of the noise (a velocity is turned into one) under the image's full caption, the empty one and
+        another image's, for the same latents (sampled, as DCR does), noise and timesteps; `noise_mse/empty-full` and
+        `/wrong-empty` with their standard errors.
     """
     denoiser = FrozenDenoiser.from_pretrained(str(folder), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
@@ -71,12 +73,18 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
     captions = [full_caption(scene) for scene in scenes]
     said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
     words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
-    generator = torch.Generator().manual_seed(seed)
+    generator, sampling = (torch.Generator().manual_seed(seed) for _ in range(2))
+    factor = denoiser.vae.config.scaling_factor
+    means_of_latents, variances = [], []
     errors: dict[str, list[Tensor]] = {name: [] for name in ("vae", *said)}
     for start in tqdm(range(0, count, _BATCH), desc=f"measuring {folder.name}", unit=" batches"):
         rows = slice(start, start + _BATCH)
-        latents = encode(denoiser.vae, images[rows]) * denoiser.vae.config.scaling_factor
-        errors["vae"].append((2 * (denoiser.decode(latents) - images[rows])).square().mean((1, 2, 3)))
+        posterior = denoiser.vae.encode(images[rows] * 2 - 1).latent_dist
+        means_of_latents.append(posterior.mean)
+        variances.append(posterior.var)
+        decoded = denoiser.decode(posterior.mode() * factor)
+        errors["vae"].append((2 * (decoded - images[rows])).square().mean((1, 2, 3)))
+        latents = posterior.sample(sampling) * factor
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(1000, (len(latents),), generator=generator)
         noisy = denoiser.add_noise(latents, noise, timesteps)
@@ -85,7 +93,8 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
             predicted = denoiser.predict(noisy, timesteps, words[name][rows] - denoiser.empty_prompt)
             errors[name].append((denoiser.as_noise(predicted, noisy, timesteps) - noise).square().mean((1, 2, 3)))
     means = {name: torch.cat(parts) for name, parts in errors.items()}
-    report = {"vae_mse": means.pop("vae").mean().item()}
+    own, of_images = torch.cat(variances).mean((0, 2, 3)), torch.cat(means_of_latents).var((0, 2, 3))
+    report = {"vae_mse": means.pop("vae").mean().item(), "vae_noise": (own / (own + of_images)).max().item()}
     report |= {f"noise_mse/{name}": values.mean().item() for name, values in means.items()}
     for better, worse in (("full", "empty"), ("empty", "wrong")):
         difference = means[worse] - means[better]

@@ -176,7 +176,7 @@ def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_
     write_benchmarks(output / "work" / "dev", "dev", 32, per_category=1, train=20, test=200)
     write_labeled(output / "work" / "dev", "swapped", "dev", {"test": 200}, 32, swap_backgrounds=True)
     pairs = dict.fromkeys(CATEGORIES, 0.9) | {"Quantity and Count": 0.5, "Texts": 0.2}
-    errors = {"noise_mse/full": 0.1, "noise_mse/empty": 0.3, "noise_mse/wrong": 0.2}
+    errors = {"vae_noise": 0.19, "noise_mse/full": 0.1, "noise_mse/empty": 0.3, "noise_mse/wrong": 0.2}
     assert not cli.check(tiny_size, output, 0, {"pairs": pairs, "denoisers": {"epsilon": errors}})
     assert told == ["count", "text"]
     lines = capsys.readouterr().out.splitlines()
@@ -189,12 +189,23 @@ def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_
     assert any("between 30% and 95% on 8 of 9" in line for line in lines)
 
 
+def give_noise(folder, channels):
+    """A VAE whose latents are sampled without noise but for some channels, which are all noise."""
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["quant_conv.weight"][4:] = 0  # the logarithms of the variances, of four channels
+    weights["quant_conv.bias"][4:] = -30
+    weights["quant_conv.bias"][4 : 4 + channels] = 10
+    save_file(weights, file)
+
+
 def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_path):
     """Of a UNet that says zero: as noise, an error of 1; as velocity, noise sqrt(1 - abar) n, an error of abar."""
     alphas_cumprod = models.make_scheduler("epsilon").alphas_cumprod
     for kind, expected in (("epsilon", 1.0), ("v_prediction", alphas_cumprod.mean().item())):
         folder = tmp_path / kind
         shutil.copytree(pretrained / pretrain.DENOISER_FOLDERS[kind], folder)
+        give_noise(folder, channels=0)
         weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
         weights["conv_out.weight"].zero_()
         weights["conv_out.bias"].zero_()
@@ -204,7 +215,17 @@ def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_pat
         assert report["noise_mse/full"] == report["noise_mse/wrong"] and report["noise_mse/wrong-empty"] == 0
     own = measure_denoiser(pretrained / "sd-miniature", count=100)
     assert own["noise_mse/wrong-empty"] == pytest.approx(own["noise_mse/wrong"] - own["noise_mse/empty"], abs=2e-5)
-    assert own["vae_mse"] > 0
+    assert own["vae_mse"] > 0 and 0 < own["vae_noise"] < 1
+
+
+def test_a_vae_that_adds_noise_of_its_own_is_seen(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained / "sd-miniature", tmp_path / "sd")
+    give_noise(folder, channels=0)
+    clean = measure_denoiser(folder, count=100)
+    give_noise(folder, channels=1)
+    noisy = measure_denoiser(folder, count=100)
+    assert clean["vae_noise"] < 1e-6 and noisy["vae_noise"] > 0.99
+    assert clean["vae_mse"] == noisy["vae_mse"] and clean["noise_mse/full"] != noisy["noise_mse/full"]
 
 
 def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
