@@ -73,7 +73,8 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
     captions = [full_caption(scene) for scene in scenes]
     said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
     words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
-    generator, sampling = (torch.Generator().manual_seed(seed) for _ in range(2))
+    # Two, of other seeds: noise must not be what the latents were sampled with.
+    generator, sampling = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     factor = denoiser.vae.config.scaling_factor
     means_of_latents, variances = [], []
     errors: dict[str, list[Tensor]] = {name: [] for name in ("vae", *said)}
