@@ -1,6 +1,5 @@
 """The paper's comparison: reconstruction, contrast, their naive sum, one stage, DCR; on the miniature or your data.
 
-    for seed in 0 1 2; do python recipes/pretrain_miniature.py --output_dir out/pretrained$seed --seed $seed; done
     python recipes/ablate.py --variants original reconstruction contrastive joint end_to_end dcr --seeds 0 1 2
 
 trains, exports and measures each on the same data and budget, and says which of the paper's claims hold. Killed and

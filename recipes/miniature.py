@@ -1,18 +1,18 @@
 """DCR on a laptop: two stages on a small CLIP and a small Stable Diffusion, without any download.
 
-    python recipes/pretrain_miniature.py --output_dir out/pretrained   # once: makes both models from nothing
     accelerate launch recipes/miniature.py
 
-Draws the scenes, trains, measures both abilities before and after, and writes a report to look at. docs/miniature.md
-tells what the scenes and the models are.
+Both models come with the package. Draws scenes, trains, measures both abilities before and after, and writes a report
+to look at. docs/miniature.md tells what the scenes and the models are.
 """
 
 from dcr_hf.config import Recipe
+from dcr_hf.miniature.models import SHIPPED
 from dcr_hf.miniature.run import main
 
 RECIPE = Recipe(
-    encoder="out/pretrained/clip-miniature",
-    denoiser="out/pretrained/sd-miniature",
+    encoder=str(SHIPPED / "clip-miniature"),
+    denoiser=str(SHIPPED / "sd-miniature"),
     train_data="out/miniature/scenes/train",
     stage1_max_steps=150,
     stage1_learning_rate=1e-3,

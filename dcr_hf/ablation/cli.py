@@ -16,13 +16,12 @@ from dcr_hf.encoder import check_encoder
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import write_text
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
-from dcr_hf.miniature.models import SIZES
+from dcr_hf.miniature.models import SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
 from dcr_hf.run import ends_with_a_line
 
 # What the miniature's scenes are measured by.
 BENCHMARKS = [f"mmvp_vlm:{PAIRS}", "clustering:scene_shape", "zeroshot:scene_shape", "linear_probe:scene_shape"]
-ENCODER = "out/pretrained{seed}/clip-miniature"
 _SIZE = SIZES["mini"].image_size
 
 
@@ -42,12 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
             for variant in options.variants
         ]
         for trial in trials:
-            folder = Path(trial.encoder)
-            if options.encoder == ENCODER and not folder.is_dir():
-                raise FileNotFoundError(
-                    f"{folder} is not there yet. Make it, once: python recipes/pretrain_miniature.py --output_dir "
-                    f"{folder.parent} --seed {trial.seed}. Or give --encoder and --denoiser."
-                )
             check_encoder(trial.encoder)
         if options.train_data is None:
             write_training_shards(shards, "train", TRAINING_IMAGES, _SIZE, TRAINING_SEED)
@@ -79,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(COMPARED), metavar="NAME",
                         help=f"of {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--encoder", default=ENCODER,
+    parser.add_argument("--encoder", default=str(SHIPPED / "clip-miniature"),
                         help="folder or id; {seed} stands for the seed")  # fmt: skip
-    parser.add_argument("--denoiser", default="out/pretrained{seed}/sd-miniature", help="likewise")
+    parser.add_argument("--denoiser", default=str(SHIPPED / "sd-miniature"), help="likewise")
     parser.add_argument("--train_data", help="as of a recipe; by default the miniature's scenes, drawn")
     parser.add_argument("--data_root", type=Path, help="of the benchmarks; by default the miniature's scenes, drawn")
     parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, help="as of recipes/evaluate.py")

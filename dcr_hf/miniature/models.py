@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -19,6 +20,8 @@ from transformers import (
 from dcr_hf.miniature.captions import PROMPT, phrase
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES
 
+# What the package brings, `mini` of seed 1: clip-miniature, sd-miniature, sd-miniature-v and measured.json.
+SHIPPED = Path(__file__).parent / "weights"
 MAX_TOKENS = 32  # a full caption has 27
 MEAN, STD = [0.51, 0.49, 0.47], [0.21, 0.21, 0.22]  # of the training draw, rounded
 

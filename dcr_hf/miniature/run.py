@@ -35,15 +35,8 @@ def main(recipe: Recipe, **training: Any) -> None:
         training: what the recipe file changes of DCRConfig's defaults.
     """
     with ends_with_a_line():
-        defaults, drawn = recipe, Path(recipe.train_data)
+        drawn = Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
-        for option in ("encoder", "denoiser"):
-            folder = getattr(recipe, option)
-            if folder == getattr(defaults, option) and not Path(folder).is_dir():
-                raise FileNotFoundError(
-                    f"--{option} {folder} is not there yet. Make it, once: python recipes/pretrain_miniature.py "
-                    f"--output_dir {Path(folder).parent}"
-                )
         size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn:

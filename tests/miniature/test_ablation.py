@@ -144,7 +144,6 @@ def test_after_a_failure_nothing_else_is_started():
     ("words", "told"),
     [
         (["--encoder", "nowhere{seed}"], "nowhere3"),
-        (["--encoder", cli.ENCODER], "recipes/pretrain_miniature.py --output_dir out/pretrained3 --seed 3"),
         (["--temprature", "1"], "Did you mean temperature"),
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
