@@ -7,12 +7,12 @@ to look at. docs/miniature.md tells what the scenes and the models are.
 """
 
 from dcr_hf.config import Recipe
-from dcr_hf.miniature.models import SHIPPED
+from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED
 from dcr_hf.miniature.run import main
 
 RECIPE = Recipe(
-    encoder=str(SHIPPED / "clip-miniature"),
-    denoiser=str(SHIPPED / "sd-miniature"),
+    encoder=str(SHIPPED / CLIP_FOLDER),
+    denoiser=str(SHIPPED / DENOISER_FOLDERS["epsilon"]),
     train_data="out/miniature/scenes/train",
     stage1_max_steps=150,
     stage1_learning_rate=1e-3,

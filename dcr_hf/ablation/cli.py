@@ -16,7 +16,7 @@ from dcr_hf.encoder import check_encoder
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.results import write_text
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
-from dcr_hf.miniature.models import SHIPPED, SIZES
+from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
 from dcr_hf.run import ends_with_a_line
 
@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(COMPARED), metavar="NAME",
                         help=f"of {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--encoder", default=str(SHIPPED / "clip-miniature"),
+    parser.add_argument("--encoder", default=str(SHIPPED / CLIP_FOLDER),
                         help="folder or id; {seed} stands for the seed")  # fmt: skip
-    parser.add_argument("--denoiser", default=str(SHIPPED / "sd-miniature"), help="likewise")
+    parser.add_argument("--denoiser", default=str(SHIPPED / DENOISER_FOLDERS["epsilon"]), help="likewise")
     parser.add_argument("--train_data", help="as of a recipe; by default the miniature's scenes, drawn")
     parser.add_argument("--data_root", type=Path, help="of the benchmarks; by default the miniature's scenes, drawn")
     parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, help="as of recipes/evaluate.py")

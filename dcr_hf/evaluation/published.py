@@ -3,8 +3,8 @@
 PAPER = "the DCR paper's own numbers (arXiv 2603.04803)"
 CLIP_BENCHMARK = "CLIP_benchmark's published results"
 
-# MMVP-VLM, mean of the nine categories: method -> backbone -> percent.
 MMVP_SET = "MMVP_VLM"
+# Of it, mean of the nine categories: method -> backbone -> percent.
 _BACKBONES = ("OpenAI L 224", "OpenAI L 336", "MetaCLIP L", "MetaCLIP H", "SigLIP 224", "SigLIP 384")
 _MMVP = {
     "original": (19.3, 20.0, 23.7, 25.2, 37.8, 37.0),

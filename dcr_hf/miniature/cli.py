@@ -13,12 +13,9 @@ from diffusers import AutoencoderKL
 from dcr_hf.evaluation.read_mmvp import CATEGORIES
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
-from dcr_hf.miniature.models import SIZES, Size
+from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
 from dcr_hf.miniature.pictures import sample_sheet
 from dcr_hf.miniature.pretrain import (
-    CLIP_FOLDER,
-    DENOISER_FOLDERS,
-    PREDICTION_TYPES,
     TrainingDraw,
     pretrain_clip,
     pretrain_denoiser,

@@ -20,6 +20,9 @@ from transformers import (
 from dcr_hf.miniature.captions import PROMPT, phrase
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+CLIP_FOLDER = "clip-miniature"
+DENOISER_FOLDERS = {"epsilon": "sd-miniature", "v_prediction": "sd-miniature-v"}
 # What the package brings, `mini` of seed 1: clip-miniature, sd-miniature, sd-miniature-v and measured.json.
 SHIPPED = Path(__file__).parent / "weights"
 MAX_TOKENS = 32  # a full caption has 27

@@ -14,12 +14,9 @@ from dcr_hf.miniature import models
 from dcr_hf.miniature.captions import NAMED, coarse_caption, full_caption
 from dcr_hf.miniature.fitting import Autoencoding, Averaging, Batches, Contrast, Denoising, fit
 from dcr_hf.miniature.layouts import draw_scenes, pairs
-from dcr_hf.miniature.models import MAX_TOKENS, Size
+from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, MAX_TOKENS, Size
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, Scene, sample_scene
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-CLIP_FOLDER = "clip-miniature"
-DENOISER_FOLDERS = {"epsilon": "sd-miniature", "v_prediction": "sd-miniature-v"}
 CAPTIONS_AN_IMAGE = 5
 OTHERS_NAMED = 0.5  # how often the told CLIP hears of what a scene shares with its twin
 NO_CAPTION = 0.15  # of the denoiser's captions are empty: its empty prompt means "anything"

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dcr_hf.miniature import cli, pretrain
-from dcr_hf.miniature.models import SIZES
+from dcr_hf.miniature.models import PREDICTION_TYPES, SIZES
 
 STEPS = 6
 
@@ -31,5 +31,5 @@ def draw(tiny_size):
 def pretrained(tiny_size, tmp_path_factory):
     """A folder with all that pretraining leaves."""
     output = tmp_path_factory.mktemp("pretrained")
-    cli.pretrain(tiny_size, output, 0, list(pretrain.PREDICTION_TYPES))
+    cli.pretrain(tiny_size, output, 0, list(PREDICTION_TYPES))
     return output

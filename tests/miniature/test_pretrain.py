@@ -35,14 +35,14 @@ def test_sizes_are_as_promised():
     assert 9 < count("small") / mini < 13 and SIZES["small"].image_size == 64
 
 
-@pytest.mark.parametrize("kind", pretrain.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", models.PREDICTION_TYPES)
 def test_the_folders_are_those_of_the_real_models(pretrained, kind):
     clip = pretrained / "clip-miniature"
     for model in (CLIPModel, CLIPVisionModel):
         _, report = model.from_pretrained(clip, output_loading_info=True)
         assert not report["missing_keys"]
     encoder = ImageEncoder.from_pretrained(str(clip))
-    folder = pretrained / pretrain.DENOISER_FOLDERS[kind]
+    folder = pretrained / models.DENOISER_FOLDERS[kind]
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a photo of a red star", num_inference_steps=2, output_type="np").images[0]
@@ -204,7 +204,7 @@ def test_noise_errors_are_of_the_noise_whatever_is_predicted(pretrained, tmp_pat
     alphas_cumprod = models.make_scheduler("epsilon").alphas_cumprod
     for kind, expected in (("epsilon", 1.0), ("v_prediction", alphas_cumprod.mean().item())):
         folder = tmp_path / kind
-        shutil.copytree(pretrained / pretrain.DENOISER_FOLDERS[kind], folder)
+        shutil.copytree(pretrained / models.DENOISER_FOLDERS[kind], folder)
         give_noise(folder, channels=0)
         weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
         weights["conv_out.weight"].zero_()
@@ -241,7 +241,7 @@ def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path
         cli.main(["--output_dir", str(tmp_path), "--size", "huge"])
     cli.main(["--output_dir", str(pretrained)])
     measured = json.loads((pretrained / "measured.json").read_text())
-    assert len(measured["pairs"]) == 10 and set(measured["denoisers"]) == set(pretrain.PREDICTION_TYPES)
+    assert len(measured["pairs"]) == 10 and set(measured["denoisers"]) == set(models.PREDICTION_TYPES)
     assert measured["run"]["seed"] == 0
     assert {"zeroshot/scene_shape/acc1", "linear_probe/scene_count/acc1"} <= measured["clip"].keys()
     assert (pretrained / "sd-miniature-v.png").read_bytes()[:4] == b"\x89PNG"

@@ -6,8 +6,7 @@ import pytest
 
 from dcr_hf.miniature.layouts import write_benchmarks
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, scores
-from dcr_hf.miniature.models import SHIPPED, SIZES
-from dcr_hf.miniature.pretrain import CLIP_FOLDER, DENOISER_FOLDERS
+from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 
 MEASURED = json.loads((SHIPPED / "measured.json").read_text())
 
