@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from dcr_hf.fast_path import begin, finish, install
-from dcr_hf.pipeline import TIME_IDS
+from dcr_hf.denoiser.fast_path import begin, finish, install
+from dcr_hf.denoiser.pipeline import TIME_IDS
 
 POOLED = 1280  # width of SD-XL's pooled prompt
 UNETS = {

@@ -29,11 +29,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from dcr_hf.evaluation.decode import decode_image
-from dcr_hf.evaluation.embed import DiskEmbedder
-from dcr_hf.evaluation.encoders import PretrainedEncoder
-from dcr_hf.evaluation.image_sets import LabeledImages
-from dcr_hf.evaluation.read_shards import read_labeled
+from dcr_hf.evaluation.embedding.embed import DiskEmbedder
+from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
+from dcr_hf.evaluation.readers.decode import decode_image
+from dcr_hf.evaluation.readers.image_sets import LabeledImages
+from dcr_hf.evaluation.readers.shards import read_labeled
 
 BATCH = 32
 # glibc keeps what is freed for later, more or less of it as chance will have it. Told to give it back, what a process

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcr_hf.data import TrainingImages
-from dcr_hf.images import decode_image, random_resized_crop
-from dcr_hf.sources import find_source
+from dcr_hf.data.images import decode_image, random_resized_crop
+from dcr_hf.data.sources import find_source
+from dcr_hf.data.stream import TrainingImages
 
 
 def photograph(side: int, seed: int) -> bytes:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from dcr_hf import DCRConfig
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.planner import MARGIN, LiveBytes, PairMemory, choose_plan, measure
+from dcr_hf.denoiser.planner import MARGIN, LiveBytes, PairMemory, choose_plan, measure
 
 GIB = 2**30
 CONTEXT = int(0.7 * GIB)

@@ -7,10 +7,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, SiglipConfig, SiglipModel
 
 from dcr_hf import FrozenDenoiser
-from dcr_hf.condition import ConditionModel, Projector
 from dcr_hf.config import DCRConfig
-from dcr_hf.encoder import FAMILIES, ImageEncoder
-from dcr_hf.stages import encoder_stage
+from dcr_hf.models.condition import ConditionModel
+from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.models.families import FAMILIES
+from dcr_hf.models.projector import Projector
+from dcr_hf.training.stages import encoder_stage
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from dcr_hf.augment import PositiveView
+from dcr_hf.data.augment import PositiveView
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.objectives import Diffused
 

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dcr_hf.data import StreamState, TrainingImages, collate
-from dcr_hf.sources import find_source
+from dcr_hf.data.sources import find_source
+from dcr_hf.data.stream import StreamState, TrainingImages, collate
 
 BATCH = 16
 

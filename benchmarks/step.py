@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm.auto import tqdm
 
 from dcr_hf import DCRConfig, DCRTrainer
-from dcr_hf.augment import PositiveView
-from dcr_hf.data import TrainingImages
+from dcr_hf.data.augment import PositiveView
+from dcr_hf.data.sources import find_source
+from dcr_hf.data.stream import TrainingImages
+from dcr_hf.denoiser.planner import LiveBytes
 from dcr_hf.objectives import Batch, Diffused, Settings, dcr
-from dcr_hf.planner import LiveBytes
-from dcr_hf.sources import find_source
 
 
 def _attention(query, key, value, *args, out_shape=None, **kwargs) -> int:

@@ -4,16 +4,17 @@ import sys
 
 import pytest
 import torch
-from conftest import save_clip, write_shard
 from evaluation.layouts import write_mmvp
-from programs import ACCELERATE, ROOT, run_program, run_python
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from dcr_hf import Recipe, run
-from dcr_hf.condition import Projector
-from dcr_hf.export.card import RunFacts
-from dcr_hf.run import parse
+from dcr_hf.cli import parse
+from dcr_hf.export.run_facts import RunFacts
+from dcr_hf.models.projector import Projector
+from helpers.images import write_shard
+from helpers.programs import ACCELERATE, ROOT, run_program, run_python
+from helpers.tiny_models import save_clip
 
 RECIPES = {
     "openai_vitl": "openai/clip-vit-large-patch14",

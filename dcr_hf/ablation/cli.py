@@ -12,13 +12,13 @@ from dcr_hf.ablation.plots import draw
 from dcr_hf.ablation.summary import markdown
 from dcr_hf.ablation.trials import Trial, train_all
 from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
-from dcr_hf.encoder import check_encoder
+from dcr_hf.cli import ends_with_a_line
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.results import write_text
+from dcr_hf.evaluation.scoring.results import write_text
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
-from dcr_hf.run import ends_with_a_line
+from dcr_hf.models.families import check_encoder
 
 # What the miniature's scenes are measured by.
 BENCHMARKS = [f"mmvp_vlm:{PAIRS}", "clustering:scene_shape", "zeroshot:scene_shape", "linear_probe:scene_shape"]

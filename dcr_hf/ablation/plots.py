@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dcr_hf.ablation.summary import abilities, by_variant, change
 from dcr_hf.ablation.variants import D_ABILITY, ORIGINAL, P_ABILITY
-from dcr_hf.evaluation.plots import COLORS, FAINT, INK, STYLE
+from dcr_hf.plotting import COLORS, FAINT, INK, STYLE
 
 _MARKERS = "oDsv^<>PXph*"
 

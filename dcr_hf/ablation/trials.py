@@ -11,12 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.cli import parse
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.evaluation.results import Results, read_results, write_text
+from dcr_hf.evaluation.scoring.results import Results, read_results, write_text
 from dcr_hf.export import export_folders
 from dcr_hf.miniature.measure import measure_encoders
-from dcr_hf.run import check, parse
-from dcr_hf.stages import END_TO_END, STAGE1, stages_of
+from dcr_hf.run import check
+from dcr_hf.training.stages import END_TO_END, STAGE1, stages_of
 
 FIDELITY = ("noise_mse/own", "noise_mse/view", "noise_mse/other", "noise_mse/empty", "condition_norm")
 # Of a benchmark's metrics the one that its line of a table shows.

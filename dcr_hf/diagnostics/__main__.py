@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from dcr_hf.condition import Projector, check_projector
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
-from dcr_hf.encoder import check_encoder
-from dcr_hf.evaluation.encoders import PretrainedEncoder
-from dcr_hf.evaluation.image_sets import LabeledImages
-from dcr_hf.evaluation.read_shards import read_labeled
+from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
+from dcr_hf.evaluation.readers.image_sets import LabeledImages
+from dcr_hf.evaluation.readers.shards import read_labeled
+from dcr_hf.models.families import check_encoder
+from dcr_hf.models.projector import Projector, check_projector
 
 
 def main(arguments: list[str] | None = None) -> None:

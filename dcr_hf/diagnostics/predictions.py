@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dcr_hf.condition import Projector
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.evaluation.embed import pixel_batches
-from dcr_hf.evaluation.encoders import PretrainedEncoder
-from dcr_hf.evaluation.image_sets import LabeledImages
+from dcr_hf.evaluation.embedding.embed import pixel_batches
+from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
+from dcr_hf.evaluation.readers.image_sets import LabeledImages
+from dcr_hf.models.projector import Projector
 
 
 def choose_images(labels: np.ndarray, classes: int, images_per_class: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dcr_hf.diagnostics.scatter import WAYS, squared_distances
-from dcr_hf.evaluation.plots import COLORS, FAINT, INK, STYLE
+from dcr_hf.plotting import COLORS, FAINT, INK, STYLE
 
 ROWS = {
     "embeddings": "scatter of embeddings",

@@ -4,17 +4,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcr_hf.evaluation.clustering import predict_clusters
-from dcr_hf.evaluation.image_sets import ImageSet
-from dcr_hf.evaluation.linear_probe import predict_probe
-from dcr_hf.evaluation.mmvp import predict_pairs
-from dcr_hf.evaluation.published import MMVP_SET
-from dcr_hf.evaluation.read_mmvp import read_mmvp
-from dcr_hf.evaluation.read_shards import read_captioned, read_labeled
-from dcr_hf.evaluation.read_splits import read_train_and_test
-from dcr_hf.evaluation.retrieval import predict_retrieval
-from dcr_hf.evaluation.scores import Scored, score_classes, score_clusters, score_pairs, score_probe, score_retrieval
-from dcr_hf.evaluation.zeroshot import predict_classes
+from dcr_hf.evaluation.readers.image_sets import ImageSet
+from dcr_hf.evaluation.readers.mmvp import read_mmvp
+from dcr_hf.evaluation.readers.shards import read_captioned, read_labeled
+from dcr_hf.evaluation.readers.splits import read_train_and_test
+from dcr_hf.evaluation.report.published import MMVP_SET
+from dcr_hf.evaluation.scoring.scores import (
+    Scored,
+    score_classes,
+    score_clusters,
+    score_pairs,
+    score_probe,
+    score_retrieval,
+)
+from dcr_hf.evaluation.tasks.clustering import predict_clusters
+from dcr_hf.evaluation.tasks.linear_probe import predict_probe
+from dcr_hf.evaluation.tasks.mmvp import predict_pairs
+from dcr_hf.evaluation.tasks.retrieval import predict_retrieval
+from dcr_hf.evaluation.tasks.zeroshot import predict_classes
 
 # The paper's six sets; CIFAR-100 is CLIP_benchmark's.
 CLUSTERED = {

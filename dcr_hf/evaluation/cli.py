@@ -11,13 +11,13 @@ from huggingface_hub.constants import HF_HOME
 
 from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
-from dcr_hf.evaluation.decode import ImageError
-from dcr_hf.evaluation.encoders import DTYPES
+from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.results import Results
+from dcr_hf.evaluation.readers.decode import ImageError
+from dcr_hf.evaluation.report.summary import make_tables
+from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
-from dcr_hf.evaluation.table import markdown
-from dcr_hf.evaluation.tables import make_tables
+from dcr_hf.evaluation.scoring.results import Results
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")
 

@@ -5,9 +5,9 @@ import logging
 import numpy as np
 
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
-from dcr_hf.evaluation.results import Results, read_rows
-from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.statistics import bootstrap_p, difference_interval, mcnemar_p, paired_interval
+from dcr_hf.evaluation.scoring.results import Results, read_rows
+from dcr_hf.evaluation.scoring.scores import Scored
+from dcr_hf.evaluation.scoring.statistics import bootstrap_p, difference_interval, mcnemar_p, paired_interval
 
 SIGNIFICANT = 0.05
 PLACE = ("encoder", "benchmark", "dataset", "metric")

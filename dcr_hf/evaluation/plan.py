@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
-from dcr_hf.evaluation.encoders import PretrainedEncoder
-from dcr_hf.evaluation.image_sets import ImageSet
+from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
+from dcr_hf.evaluation.readers.image_sets import ImageSet
 
 logger = logging.getLogger(__name__)
 

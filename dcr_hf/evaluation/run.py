@@ -6,15 +6,15 @@ from accelerate import PartialState
 
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.compare import collect, mean_clustering, score_predictions
-from dcr_hf.evaluation.embed import DiskEmbedder
-from dcr_hf.evaluation.identity import run_facts
-from dcr_hf.evaluation.image_sets import LabeledImages, PairedImages
-from dcr_hf.evaluation.maps import easiest_to_see, write_map, write_thumbnails
+from dcr_hf.evaluation.embedding.embed import DiskEmbedder
+from dcr_hf.evaluation.embedding.identity import run_facts
 from dcr_hf.evaluation.plan import Plan, Prepared
-from dcr_hf.evaluation.report import write_outputs
-from dcr_hf.evaluation.results import Results, merge, slug, write_rows
-from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.tables import make_tables
+from dcr_hf.evaluation.readers.image_sets import LabeledImages, PairedImages
+from dcr_hf.evaluation.report.maps import easiest_to_see, write_map, write_thumbnails
+from dcr_hf.evaluation.report.page import write_outputs
+from dcr_hf.evaluation.report.summary import make_tables
+from dcr_hf.evaluation.scoring.results import Results, merge, slug, write_rows
+from dcr_hf.evaluation.scoring.scores import Scored
 
 
 def execute(

@@ -1,105 +1,16 @@
-"""How a run was made: kept beside its results as run.json, and told by the model card."""
+"""The model card of an exported folder."""
 
-import importlib.metadata
-import json
-import shlex
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
-from dcr_hf.encoder import FAMILIES, local_folder
+from dcr_hf.export.run_facts import RunFacts
+from dcr_hf.hub import local_folder
+from dcr_hf.models.families import FAMILIES
 
 ARXIV = "2603.04803"
-_PACKAGES = ("torch", "transformers", "diffusers", "datasets", "peft", "accelerate", "kornia")
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What somebody needs to make the same encoder again.
-
-    Attributes:
-        encoder, denoiser, train_data: as given.
-        command: as typed.
-        options: every option's value.
-        world_size: processes.
-        versions: of the packages that matter.
-        commit: of this repository, where it is one.
-        log: the last line of the log of the stage that trained the encoder.
-    """
-
-    encoder: str
-    denoiser: str
-    train_data: str
-    command: str
-    options: dict[str, Any]
-    world_size: int
-    versions: dict[str, str]
-    commit: str | None
-    log: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of_this_run(cls, encoder: str, denoiser: str, train_data: str, options: dict, world_size: int) -> "RunFacts":
-        return cls(
-            encoder=encoder,
-            denoiser=denoiser,
-            train_data=train_data,
-            **how_it_runs(options, world_size),
-        )
-
-    @classmethod
-    def read(cls, output_dir: Path) -> "RunFacts":
-        file = output_dir / "run.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
-        return cls(**json.loads(file.read_text()))
-
-    @property
-    def encoder_stage(self) -> str:
-        """The folder, in the run's own, of the stage that trained the encoder."""
-        return "end_to_end" if self.options["stage"] == "end_to_end" else "stage2"
-
-    def write(self, output_dir: Path) -> None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "run.json").write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
-
-    def with_log_of(self, stage_folder: Path) -> "RunFacts":
-        """With the last line of training that the stage's (or checkpoint's) trainer_state.json holds."""
-        history = json.loads((stage_folder / "trainer_state.json").read_text())["log_history"]
-        lines = [line for line in history if "loss" in line]
-        return replace(self, log=lines[-1] if lines else {})
-
-
-def how_it_runs(options: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """Command, options, processes, versions and commit of this process."""
-    return {
-        "command": "accelerate launch " + shlex.join(_without_token(sys.argv)),
-        "options": options,
-        "world_size": world_size,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # installed without its repository
-        return None
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changes = subprocess.run(
-        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
-    ).stdout
-    return commit + (" with local changes" if changes.strip() else "") if commit else None
-
-
-def _without_token(argv: list[str]) -> list[str]:
-    return ["***" if before in ("--hub_token", "--hub-token") else word for before, word in pairwise(["", *argv])]
 
 
 def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, facts: RunFacts | None) -> None:

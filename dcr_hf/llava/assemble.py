@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dcr_hf.encoder import local_folder
+from dcr_hf.hub import local_folder
 from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
 from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
 from dcr_hf.llava.swap import new_projector

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dcr_hf.training_options import TrainingOptions
+from dcr_hf.config.base import TrainingOptions
 
 
 @dataclass

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import LlavaProcessor
 
-from dcr_hf.images import BadImageError, decode_image
+from dcr_hf.data.bad_images import SkipWindow
+from dcr_hf.data.images import BadImageError, decode_image
 from dcr_hf.llava.conversations import IGNORED, Piece, caption_pieces, conversation_pieces, encode
-from dcr_hf.skips import SkipWindow
 
 _LOOKED_AT = 100  # images, before a run begins
 

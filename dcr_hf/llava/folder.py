@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
-from dcr_hf.checkpoints import writing
-from dcr_hf.encoder import local_folder
 from dcr_hf.export import ExportError
+from dcr_hf.hub import local_folder
 from dcr_hf.llava.tower import KINDS, Tower
 from dcr_hf.llava.weights import canonical, opened, weight_files
+from dcr_hf.training.checkpoints import writing
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Written anew, or not of use to the new model; everything else small is taken over byte by byte.

@@ -10,8 +10,8 @@ from typing import Any
 
 import datasets
 
-from dcr_hf.checkpoints import check_resume, remove_torn, whole_checkpoints
-from dcr_hf.export.card import how_it_runs
+from dcr_hf.cli import ends_with_a_line, loaded_whole, parse
+from dcr_hf.export.run_facts import how_it_runs
 from dcr_hf.llava.assemble import Parts, assemble, read_parts
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
 from dcr_hf.llava.examples import Examples, check_images
@@ -30,9 +30,9 @@ from dcr_hf.llava.stages import (
     training_processor,
     write_result,
 )
-from dcr_hf.occupied import occupying
-from dcr_hf.run import ends_with_a_line, loaded_whole, parse
-from dcr_hf.stages import wait_for_all
+from dcr_hf.training.checkpoints import check_resume, remove_torn, whole_checkpoints
+from dcr_hf.training.lock import occupying
+from dcr_hf.training.stages import wait_for_all
 
 
 def main(recipe: LlavaRecipe, **training: Any) -> None:

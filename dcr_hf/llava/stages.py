@@ -13,7 +13,7 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from dcr_hf.checkpoints import OPTIMIZATION_FACTS, step_of, whole_checkpoints
+from dcr_hf.cli import loaded_whole
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
 from dcr_hf.llava.conversations import CHAT_TEMPLATE
 from dcr_hf.llava.examples import Examples
@@ -21,8 +21,8 @@ from dcr_hf.llava.folder import LlavaFolder, made_whole, processor_for, save_pro
 from dcr_hf.llava.model import TrainedLlava, TrainedWeights, part_of
 from dcr_hf.llava.trainer import LlavaTrainer
 from dcr_hf.llava.weights import rewrite, weight_files
-from dcr_hf.run import loaded_whole
-from dcr_hf.stages import tensorboard
+from dcr_hf.training.checkpoints import OPTIMIZATION_FACTS, step_of, whole_checkpoints
+from dcr_hf.training.stages import tensorboard
 
 ALIGN, INSTRUCT = "align", "instruct"
 TRAINED = "trained"

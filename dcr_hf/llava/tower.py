@@ -16,7 +16,8 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from dcr_hf.encoder import local_folder, quietly
+from dcr_hf.hub import local_folder
+from dcr_hf.models.loading import quietly
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dcr_hf.llava.config import LlavaTraining
 from dcr_hf.llava.conversations import IGNORED
 from dcr_hf.llava.examples import Examples, LengthGroups, RandomOrder, collate
 from dcr_hf.llava.model import TrainedLlava
-from dcr_hf.resumable import ResumableTrainer, set_learning_rate
+from dcr_hf.training.resumable import ResumableTrainer, set_learning_rate
 
 _SKIPPED = "skipped.json"
 

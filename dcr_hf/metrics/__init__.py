@@ -1,4 +1,7 @@
-"""`evaluate` modules, loaded by path: each folder also works alone, as `evaluate.load("dcr_hf/metrics/NAME")`."""
+"""`evaluate` modules, loaded by path: each folder also works alone, as `evaluate.load("dcr_hf/metrics/NAME")`.
+
+A number that a benchmark reports enters here, as a folder with one module.
+"""
 
 import importlib
 import sys
@@ -6,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+__all__ = ["METRICS", "load_metric"]
 
 METRICS = ("classification", "clustering", "paired_accuracy", "retrieval_recall")
 

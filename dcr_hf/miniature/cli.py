@@ -10,7 +10,8 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.cli import ends_with_a_line
+from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
@@ -23,8 +24,7 @@ from dcr_hf.miniature.pretrain import (
     pretrain_vae,
 )
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, sample_scene
-from dcr_hf.occupied import occupying
-from dcr_hf.run import ends_with_a_line
+from dcr_hf.training.lock import occupying
 
 SAMPLED = 8
 LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dcr_hf.evaluation.read_mmvp import CATEGORIES, HEADER, IMAGE_FOLDER
+from dcr_hf.evaluation.readers.mmvp import CATEGORIES, HEADER, IMAGE_FOLDER
 from dcr_hf.miniature.captions import coarse_caption, describe, phrase, template
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Attribute, Scene, sample_scene

@@ -11,8 +11,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.results import Results
 from dcr_hf.evaluation.run import execute
+from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.miniature.captions import full_caption
 from dcr_hf.miniature.layouts import PAIRS, draw_scenes
 from dcr_hf.miniature.pretrain import tokenize

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.evaluation.plots import data_uri
 from dcr_hf.miniature.captions import full_caption
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.scenes import Scene
+from dcr_hf.plotting import data_uri
 
 TIMESTEP = 600  # most of the image is gone: what comes back comes from the condition
 

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_hf.condition import ConditionModel, Projector, find_projector
+from dcr_hf.cli import ends_with_a_line, parse
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.encoder import ImageEncoder, read_encoder_config
-from dcr_hf.evaluation.report import Section, write_report
-from dcr_hf.evaluation.results import Results, read_results
-from dcr_hf.evaluation.tables import make_tables
+from dcr_hf.evaluation.report.page import Section, write_report
+from dcr_hf.evaluation.report.summary import make_tables
+from dcr_hf.evaluation.scoring.results import Results, read_results
 from dcr_hf.export import export_folders
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import sample_scene
-from dcr_hf.run import ends_with_a_line, parse, run
-from dcr_hf.stages import END_TO_END, STAGE1, wait_for_all
+from dcr_hf.models.condition import ConditionModel
+from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.models.families import read_encoder_config
+from dcr_hf.models.projector import Projector, find_projector
+from dcr_hf.run import run
+from dcr_hf.training.stages import END_TO_END, STAGE1, wait_for_all
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcr_hf.evaluation.scores import Scored
+from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.mllm.cv_bench import read_cv_bench, score_cv_bench
 from dcr_hf.mllm.mmvp import judge_option, read_mmvp_questions, score_mmvp
 from dcr_hf.mllm.naturalbench import judge_word, read_naturalbench, score_naturalbench

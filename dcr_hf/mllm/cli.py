@@ -10,9 +10,9 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
 from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
-from dcr_hf.evaluation.decode import ImageError
-from dcr_hf.evaluation.encoders import DTYPES
-from dcr_hf.evaluation.table import markdown
+from dcr_hf.evaluation.embedding.encoders import DTYPES
+from dcr_hf.evaluation.readers.decode import ImageError
+from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
 from dcr_hf.mllm.model import Llava, ModelError
 from dcr_hf.mllm.run import execute

@@ -1,10 +1,11 @@
 """The report's pictures: all benchmarks in one radar, and the items that two models answer differently."""
 
-from dcr_hf.evaluation.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction, small_copy
-from dcr_hf.evaluation.plots import data_uri, encoder_colors, radar_of
-from dcr_hf.evaluation.report import Section
-from dcr_hf.evaluation.results import Results
+from dcr_hf.evaluation.report.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction, small_copy
+from dcr_hf.evaluation.report.page import Section
+from dcr_hf.evaluation.report.plots import encoder_colors, radar_of
+from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.mllm.questions import QuestionSet, shortened
+from dcr_hf.plotting import data_uri
 
 AXES = {
     "MMVP pairs": ("mmvp", "official", "pair_accuracy"),

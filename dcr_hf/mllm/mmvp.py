@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dcr_hf.evaluation.image_sets import FileImages
-from dcr_hf.evaluation.locate import locate
-from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.statistics import bootstrap
+from dcr_hf.evaluation.readers.image_sets import FileImages
+from dcr_hf.evaluation.readers.locate import locate
+from dcr_hf.evaluation.scoring.scores import Scored
+from dcr_hf.evaluation.scoring.statistics import bootstrap
 from dcr_hf.mllm.answers import named_option
 from dcr_hf.mllm.questions import LETTER, Question, QuestionSet, warn_of_another_size
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
-from dcr_hf.evaluation.decode import decode_image
-from dcr_hf.evaluation.encoders import DTYPES
-from dcr_hf.evaluation.identity import hash_files, weights_revision
+from dcr_hf.evaluation.embedding.encoders import DTYPES
+from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
+from dcr_hf.evaluation.readers.decode import decode_image
 from dcr_hf.llava.folder import read_llava
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet

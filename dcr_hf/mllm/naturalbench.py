@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcr_hf.evaluation.locate import locate
-from dcr_hf.evaluation.scores import Scored
-from dcr_hf.evaluation.statistics import bootstrap
+from dcr_hf.evaluation.readers.locate import locate
+from dcr_hf.evaluation.scoring.scores import Scored
+from dcr_hf.evaluation.scoring.statistics import bootstrap
 from dcr_hf.mllm.answers import first_word
 from dcr_hf.mllm.parquet import read_parquet
 from dcr_hf.mllm.questions import Question, QuestionSet, warn_of_another_size

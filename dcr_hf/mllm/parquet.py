@@ -9,7 +9,7 @@ import pyarrow
 from accelerate import PartialState
 from pyarrow import parquet
 
-from dcr_hf.evaluation.decode import ImageError
+from dcr_hf.evaluation.readers.decode import ImageError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dcr_hf.evaluation.image_sets import ImageSet
+from dcr_hf.evaluation.readers.image_sets import ImageSet
 
 LETTER = "Answer with the option's letter from the given choices directly."
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import TextIO
 from accelerate import PartialState
 from tqdm import tqdm
 
-from dcr_hf.evaluation.results import write_text
-from dcr_hf.evaluation.store import key
+from dcr_hf.evaluation.embedding.store import key
+from dcr_hf.evaluation.scoring.results import write_text
 from dcr_hf.mllm.model import Answerer
 from dcr_hf.mllm.questions import QuestionSet
 

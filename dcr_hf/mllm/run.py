@@ -5,10 +5,10 @@ from pathlib import Path
 from accelerate import PartialState
 
 from dcr_hf.evaluation.compare import collect
-from dcr_hf.evaluation.identity import run_facts
-from dcr_hf.evaluation.report import write_outputs
-from dcr_hf.evaluation.results import Results, slug, write_rows
-from dcr_hf.evaluation.scores import Scored
+from dcr_hf.evaluation.embedding.identity import run_facts
+from dcr_hf.evaluation.report.page import write_outputs
+from dcr_hf.evaluation.scoring.results import Results, slug, write_rows
+from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.mllm.benchmarks import BENCHMARKS, predict
 from dcr_hf.mllm.figures import changed_items, radar_sections
 from dcr_hf.mllm.inputs import TEMPLATE

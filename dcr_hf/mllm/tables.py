@@ -1,9 +1,9 @@
 """Results as tables: a row a model, the paper's LLaVA-1.5 numbers below, marked as theirs; replies without option."""
 
-from dcr_hf.evaluation import published
-from dcr_hf.evaluation.cells import Cells, difference_table
-from dcr_hf.evaluation.results import Results, read_rows
-from dcr_hf.evaluation.table import DASH, Row, Table
+from dcr_hf.evaluation.report import published
+from dcr_hf.evaluation.report.cells import Cells, difference_table
+from dcr_hf.evaluation.report.table import DASH, Row, Table
+from dcr_hf.evaluation.scoring.results import Results, read_rows
 from dcr_hf.mllm.questions import shortened
 
 LISTED = 25

@@ -1,4 +1,7 @@
-"""Objectives: which predictions of the denoiser feed which loss. One function each; OBJECTIVES names them."""
+"""Objectives: which predictions of the denoiser feed which loss. One function each; OBJECTIVES names them.
+
+A new objective enters as a function and an entry; a loss of tensors alone enters `losses`.
+"""
 
 from dcr_hf.objectives.baselines import contrastive, joint, reconstruction
 from dcr_hf.objectives.batch import Batch, Diffused, Objective, Outcome, Settings

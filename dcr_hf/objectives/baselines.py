@@ -3,9 +3,9 @@
 import torch
 
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.losses import cosines, embedding_cosines, multi_positive_info_nce
 from dcr_hf.objectives.batch import Batch, Outcome, Settings
 from dcr_hf.objectives.fidelity import condition_norm, noise_errors
+from dcr_hf.objectives.losses import cosines, embedding_cosines, multi_positive_info_nce
 
 
 def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:

@@ -3,9 +3,9 @@
 import torch
 
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.losses import cosines, info_nce_of_each
 from dcr_hf.objectives.batch import Batch, Outcome, Settings
 from dcr_hf.objectives.fidelity import condition_norm, contrast_metrics, noise_errors
+from dcr_hf.objectives.losses import cosines, info_nce_of_each
 from dcr_hf.objectives.negatives import choose_negatives, gather_conditions
 from dcr_hf.objectives.spaces import contrast_space
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from conftest import save_clip
-from layouts import write_class_folders, write_mmvp
 
 from dcr_hf.evaluation.cli import main
-from dcr_hf.evaluation.results import read_results
+from dcr_hf.evaluation.scoring.results import read_results
+from helpers.evaluation_layouts import write_class_folders, write_mmvp
+from helpers.tiny_models import save_clip
 
 
 @pytest.fixture(scope="module")

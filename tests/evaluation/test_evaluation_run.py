@@ -5,17 +5,18 @@ import re
 import shutil
 
 import pytest
-from conftest import encoded, photographs, save_clip
-from layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
 from PIL import Image
-from programs import ROOT, TORCHRUN, run_program, screenshot
 from transformers import CLIPVisionModel
 
 from dcr_hf.evaluation.cli import main
-from dcr_hf.evaluation.plots import data_uri
-from dcr_hf.evaluation.report import Section, write_report
-from dcr_hf.evaluation.results import read_results, read_rows
-from dcr_hf.evaluation.tables import make_tables
+from dcr_hf.evaluation.report.page import Section, write_report
+from dcr_hf.evaluation.report.summary import make_tables
+from dcr_hf.evaluation.scoring.results import read_results, read_rows
+from dcr_hf.plotting import data_uri
+from helpers.evaluation_layouts import write_class_folders, write_classification, write_mmvp, write_retrieval
+from helpers.images import encoded, photographs
+from helpers.programs import ROOT, TORCHRUN, run_program, screenshot
+from helpers.tiny_models import save_clip
 
 BENCHMARKS = [
     *("mmvp_vlm", "linear_probe:birds", "clustering:cifar10", "clustering:birds", "zeroshot:cifar10"),
@@ -123,10 +124,14 @@ def test_one_set_in_two_benchmarks_is_two_lists_of_images(report):
 def test_cached_and_batch_one_give_the_same_numbers(report, data_root, encoders, tmp_path, monkeypatch):
     main(arguments(data_root, encoders, tmp_path / "one", tmp_path / "cache", "--batch_size", "1"))
     assert scores(tmp_path / "one") == scores(report)
-    monkeypatch.setattr("dcr_hf.evaluation.encoders.load_dual_encoder", lambda *_: pytest.fail("weights loaded"))
-    monkeypatch.setattr("dcr_hf.evaluation.clustering.KMeans", lambda **_: pytest.fail("clustered again"))
-    monkeypatch.setattr("dcr_hf.evaluation.linear_probe.LogisticRegression", lambda **_: pytest.fail("fitted again"))
-    monkeypatch.setattr("dcr_hf.evaluation.embed.decode_image", lambda *_: pytest.fail("image read"))
+    monkeypatch.setattr(
+        "dcr_hf.evaluation.embedding.encoders.load_dual_encoder", lambda *_: pytest.fail("weights loaded")
+    )
+    monkeypatch.setattr("dcr_hf.evaluation.tasks.clustering.KMeans", lambda **_: pytest.fail("clustered again"))
+    monkeypatch.setattr(
+        "dcr_hf.evaluation.tasks.linear_probe.LogisticRegression", lambda **_: pytest.fail("fitted again")
+    )
+    monkeypatch.setattr("dcr_hf.evaluation.embedding.embed.decode_image", lambda *_: pytest.fail("image read"))
     main(arguments(data_root, encoders, tmp_path / "cached", tmp_path / "cache"))
     assert scores(tmp_path / "cached") == scores(report)
 

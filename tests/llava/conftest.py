@@ -1,7 +1,8 @@
 """A tower of every geometry, language models and LLaVAs, built once."""
 
 import pytest
-from tiny_llava import GEOMETRIES, save_llama, save_llava
+
+from helpers.tiny_llava import GEOMETRIES, save_llama, save_llava
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import photographs
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceTrainer
-from tiny_llava import GEOMETRIES, save_llama
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from dcr_hf.llava.assemble import assemble, read_parts
 from dcr_hf.llava.weights import canonical
+from helpers.images import photographs
+from helpers.tiny_llava import GEOMETRIES, save_llama
 
 
 @pytest.fixture(scope="module", params=["clip-l-224", "siglip-384"])

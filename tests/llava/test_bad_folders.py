@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from tiny_llava import save_llama
 from transformers import BertConfig
 
 from dcr_hf.llava.swap import swap
+from helpers.tiny_llava import save_llama
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from conftest import save_clip
-from programs import run_program
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, CLIPVisionModel
 
 from dcr_hf.llava.contract import check_name, check_tower
+from helpers.programs import run_program
+from helpers.tiny_models import save_clip
 
 
 @pytest.fixture

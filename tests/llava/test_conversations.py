@@ -1,7 +1,6 @@
 """The two templates and their labels, token by token against conversations written out by hand."""
 
 import pytest
-from tiny_llava import llama_tokenizer
 from transformers import LlavaProcessor
 
 from dcr_hf.llava.conversations import (
@@ -13,6 +12,7 @@ from dcr_hf.llava.conversations import (
     image_first,
 )
 from dcr_hf.llava.tower import read_tower
+from helpers.tiny_llava import llama_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_is_too_long_is_cut_off_with_its_labels(tokenizer, image_token):
 
 
 def test_the_ids_are_those_that_the_processor_makes_when_the_model_is_asked(tokenizer, towers, image_token):
-    from conftest import photographs
+    from helpers.images import photographs
 
     tower = read_tower(str(towers["clip-l-224"]))
     processor = LlavaProcessor(

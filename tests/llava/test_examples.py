@@ -5,22 +5,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import MEAN, STD, encoded, photographs
 from PIL import Image
 from test_images import png_claiming
-from tiny_llava import turns, write_data
 
+from dcr_hf.data.bad_images import WINDOW
 from dcr_hf.llava.conversations import IGNORED
 from dcr_hf.llava.examples import Examples, LengthGroups, RandomOrder, check_images, collate
 from dcr_hf.llava.folder import processor_for
 from dcr_hf.llava.records import read_records
 from dcr_hf.llava.tower import read_tower
-from dcr_hf.skips import WINDOW
+from helpers.images import encoded, photographs
+from helpers.tiny_llava import turns, write_data
+from helpers.tiny_models import MEAN, STD
 
 
 @pytest.fixture(scope="module")
 def processor(towers):
-    from tiny_llava import llama_tokenizer
+    from helpers.tiny_llava import llama_tokenizer
 
     tokenizer = llama_tokenizer()
     tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)

@@ -9,20 +9,20 @@ import sys
 
 import pytest
 import torch
-from conftest import photographs
 from peft import LoraConfig, PeftModel, get_peft_model
-from programs import ROOT, TORCHRUN, run_program
 from safetensors.torch import load_file
-from tiny_llava import turns, write_data
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from dcr_hf.checkpoints import whole_checkpoints
 from dcr_hf.llava import run
 from dcr_hf.llava.config import LlavaRecipe
 from dcr_hf.llava.examples import RandomOrder
 from dcr_hf.llava.swap import swap
 from dcr_hf.llava.trainer import LlavaTrainer
 from dcr_hf.llava.weights import canonical
+from dcr_hf.training.checkpoints import whole_checkpoints
+from helpers.images import photographs
+from helpers.programs import ROOT, TORCHRUN, run_program
+from helpers.tiny_llava import turns, write_data
 
 RECIPE = ROOT / "recipes" / "llava15.py"
 SMALL = {

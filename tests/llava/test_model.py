@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llava import GEOMETRIES, write_weights
 
 from dcr_hf.export import ExportError
 from dcr_hf.llava.model import TrainedLlava, TrainedWeights
 from dcr_hf.llava.weights import opened
+from helpers.tiny_llava import GEOMETRIES, write_weights
 
 
 @pytest.fixture

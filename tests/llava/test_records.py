@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tiny_llava import turns
 
 from dcr_hf.llava.records import read_records
+from helpers.tiny_llava import turns
 
 
 def write(folder, *records):

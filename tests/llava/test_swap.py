@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import MEAN, STD, photographs
 from safetensors.torch import load_file
-from tiny_llava import GEOMETRIES, save_llava, transformers_5, write_weights
 from transformers import AutoProcessor, CLIPVisionModel, LlavaForConditionalGeneration, SiglipVisionModel
 
 from dcr_hf.export import ExportError
 from dcr_hf.llava import folder as folder_module
 from dcr_hf.llava.swap import swap
 from dcr_hf.llava.weights import canonical
+from helpers.images import photographs
+from helpers.tiny_llava import GEOMETRIES, save_llava, transformers_5, write_weights
+from helpers.tiny_models import MEAN, STD
 
 VISION = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 

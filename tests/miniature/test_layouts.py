@@ -5,10 +5,11 @@ import tarfile
 
 import numpy as np
 
-from dcr_hf.data import TrainingImages
-from dcr_hf.evaluation.decode import decode_image
-from dcr_hf.evaluation.read_mmvp import CATEGORIES, read_mmvp
-from dcr_hf.evaluation.read_shards import read_labeled
+from dcr_hf.data.sources import find_source
+from dcr_hf.data.stream import TrainingImages
+from dcr_hf.evaluation.readers.decode import decode_image
+from dcr_hf.evaluation.readers.mmvp import CATEGORIES, read_mmvp
+from dcr_hf.evaluation.readers.shards import read_labeled
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import (
     PAIRS,
@@ -19,7 +20,6 @@ from dcr_hf.miniature.layouts import (
     write_training_shards,
 )
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, sample_scene
-from dcr_hf.sources import find_source
 
 
 def test_training_shards_are_read_as_cc3m(tmp_path):

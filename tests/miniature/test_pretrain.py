@@ -13,13 +13,13 @@ from torch import nn
 from transformers import CLIPModel, CLIPVisionModel
 
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.encoder import ImageEncoder
-from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.miniature import cli, fitting, models, pretrain
 from dcr_hf.miniature.layouts import write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser
 from dcr_hf.miniature.models import MAX_TOKENS, SIZES, parameters_of
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES
+from dcr_hf.models.encoder import ImageEncoder
 
 
 def test_sizes_are_as_promised():

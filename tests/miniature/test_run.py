@@ -8,10 +8,10 @@ from transformers import CLIPModel, CLIPVisionModel
 
 from dcr_hf import FrozenDenoiser
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.encoder import ImageEncoder
-from dcr_hf.evaluation.results import Results
+from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.miniature import layouts, run
-from dcr_hf.stages import projector_stage
+from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.training.stages import projector_stage
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dcr_hf.evaluation.read_mmvp import CATEGORIES
+from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.miniature.captions import coarse_caption, describe, full_caption
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.models import MAX_TOKENS, make_tokenizer

@@ -5,8 +5,11 @@ import re
 
 import datasets
 import pytest
-from conftest import encoded, photographs
-from mllm_layouts import (
+
+from dcr_hf.evaluation.readers.decode import decode_image
+from dcr_hf.mllm.benchmarks import read_benchmarks
+from helpers.images import encoded, photographs
+from helpers.mllm_layouts import (
     CV_ROWS,
     cv_bench_row,
     naturalbench_rows,
@@ -15,9 +18,6 @@ from mllm_layouts import (
     write_naturalbench,
     write_parquet,
 )
-
-from dcr_hf.evaluation.decode import decode_image
-from dcr_hf.mllm.benchmarks import read_benchmarks
 
 
 def read(name, root):

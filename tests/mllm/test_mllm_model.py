@@ -6,15 +6,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import MEAN, photographs
-from mllm_layouts import save_talkative_llava, write_naturalbench
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_llava import save_llava
 from transformers import AutoImageProcessor
 
 from dcr_hf.mllm.benchmarks import read_benchmarks
 from dcr_hf.mllm.model import Llava, ModelError
+from helpers.images import photographs
+from helpers.mllm_layouts import save_talkative_llava, write_naturalbench
+from helpers.tiny_llava import save_llava
+from helpers.tiny_models import MEAN
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,16 @@ import signal
 import time
 
 import pytest
-from mllm_layouts import (
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dcr_hf.evaluation.cli import main as evaluate_encoders
+from dcr_hf.evaluation.scoring.results import read_results, read_rows
+from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
+from dcr_hf.mllm.cli import main
+from dcr_hf.mllm.replies import ask, reply_store
+from dcr_hf.mllm.run import execute
+from helpers.mllm_layouts import (
     Scripted,
     right_answer,
     save_talkative_llava,
@@ -16,16 +25,7 @@ from mllm_layouts import (
     write_mmvp_questions,
     write_naturalbench,
 )
-from PIL import Image
-from programs import ROOT, TORCHRUN, Program, run_program, screenshot
-from safetensors.torch import load_file, save_file
-
-from dcr_hf.evaluation.cli import main as evaluate_encoders
-from dcr_hf.evaluation.results import read_results, read_rows
-from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
-from dcr_hf.mllm.cli import main
-from dcr_hf.mllm.replies import ask, reply_store
-from dcr_hf.mllm.run import execute
+from helpers.programs import ROOT, TORCHRUN, Program, run_program, screenshot
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from mllm_layouts import CV_ROWS, right_answer, write_cv_bench, write_mmvp_questions, write_naturalbench
 
-from dcr_hf.evaluation.statistics import wilson
+from dcr_hf.evaluation.scoring.statistics import wilson
 from dcr_hf.mllm.benchmarks import BENCHMARKS, predict, read_benchmarks
+from helpers.mllm_layouts import CV_ROWS, right_answer, write_cv_bench, write_mmvp_questions, write_naturalbench
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+"""OpenAI-format CLIP weights (a `.pt` state dict, as DIVA and un2CLIP release them) -> a CLIPModel folder.
+
+python -m dcr_hf.convert FILE.pt OUT [--base openai/clip-vit-large-patch14] [--activation quick_gelu]
+"""
+
+import argparse
+from pathlib import Path
+
+from dcr_hf.convert.openai_format import convert
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="OpenAI-format CLIP weights -> a Hugging Face CLIPModel folder.")
+    parser.add_argument("file", type=Path, help="a .pt state dict")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument(
+        "--base", default="openai/clip-vit-large-patch14", help="gives the tokenizer (and a text side)"
+    )
+    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), default="quick_gelu")
+    options = parser.parse_args(arguments)
+    if options.output_dir.exists() and any(options.output_dir.iterdir()):
+        parser.exit(2, f"error: {options.output_dir} is not empty\n")
+    try:
+        model = convert(options.file, options.output_dir, options.base, options.activation)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+    size = sum(weight.numel() for weight in model.parameters())
+    print(
+        f"Written: {options.output_dir}, {size / 1e6:.1f} M weights, {model.config.vision_config.image_size} pixels."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Names, layouts and sizes of OpenAI's format -> those of transformers' CLIPModel."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from dcr_hf.models.loading import load_dual_encoder
+
+OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
+OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
+# OpenAI's format does not store the number of heads: 64 channels each, but for open_clip's ViT-H, g and bigG.
+HEAD_WIDTH = 64
+HEADS = {1280: 16, 1408: 16, 1664: 16}
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "clip.", "clip_model.", "model.")
+_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_VISION = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers' spelling
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+_TEXT = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+_TRANSPOSED = ("visual.proj", "text_projection")  # stored for x @ W
+_IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights of a `.pt` file, without running anything that it holds; wrappers around them taken off.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a TorchScript archive, a pickle of more than tensors, no CLIP with a vision transformer.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... by kind of damage
+        raise ValueError(
+            f"{path} is no plain state dict; nothing else is opened, since it may hold code: "
+            f"{str(error).splitlines()[0]} A TorchScript archive (as OpenAI publishes) is not needed: its weights "
+            "are on the hub, openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
+        ) from None
+    while isinstance(content, dict) and (wrapper := next((name for name in _WRAPPERS if name in content), None)):
+        content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a dictionary of tensors (a state dict).")
+    for prefix in _PREFIXES:
+        if any(name.startswith(f"{prefix}visual.") for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    if "visual.conv1.weight" not in content or "visual.proj" not in content:
+        raise ValueError(
+            f"{path} has no visual.conv1.weight and visual.proj of a vision transformer in OpenAI's format; its first "
+            f"names are {', '.join(list(content)[:4])}."
+        )
+    return {name: value.float() for name, value in content.items() if name.split(".")[-1] not in _IGNORED}
+
+
+def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's names and layouts -> transformers' CLIPModel.
+
+    Raises:
+        ValueError: a name that OpenAI's format does not have: it would be lost without a word.
+    """
+    converted, unknown = {}, []
+    for name, value in weights.items():
+        if name in _VISION or name in _TEXT:
+            converted[(_VISION | _TEXT)[name]] = value.T.contiguous() if name in _TRANSPOSED else value
+            continue
+        match = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name)
+        if match is None or match[3] not in (*_LAYER, "attn.in_proj"):
+            unknown.append(name)
+            continue
+        layer = f"{'vision' if match[1] else 'text'}_model.encoder.layers.{match[2]}"
+        if match[3] == "attn.in_proj":
+            for part, chunk in zip("qkv", value.chunk(3), strict=True):
+                converted[f"{layer}.self_attn.{part}_proj.{match[4]}"] = chunk.clone()
+        else:
+            converted[f"{layer}.{_LAYER[match[3]]}.{match[4]}"] = value
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} weights are not of OpenAI's format, such as {unknown[0]}: nothing converted."
+        )
+    return converted
+
+
+def infer_config(weights: dict[str, Tensor], activation: str) -> CLIPConfig:
+    """Sizes from the shapes. `weights` are in OpenAI's names, text tower included."""
+    patches, width = weights["visual.positional_embedding"].shape
+    patch = weights["visual.conv1.weight"].shape[-1]
+    length, text_width = weights["positional_embedding"].shape
+    vocabulary = len(weights["token_embedding.weight"])
+    return CLIPConfig(
+        projection_dim=weights["visual.proj"].shape[1],
+        vision_config={
+            "hidden_size": width,
+            "image_size": patch * round((patches - 1) ** 0.5),
+            "patch_size": patch,
+            **_tower(weights, "visual.transformer.", width, activation),
+        },
+        text_config={
+            "hidden_size": text_width,
+            "max_position_embeddings": length,
+            "vocab_size": vocabulary,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+            **_tower(weights, "transformer.", text_width, activation),
+        },
+    )
+
+
+def _tower(weights: dict[str, Tensor], prefix: str, width: int, activation: str) -> dict:
+    layers = {name.removeprefix(prefix).split(".")[1] for name in weights if name.startswith(f"{prefix}resblocks.")}
+    return {
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": HEADS.get(width, max(1, width // HEAD_WIDTH)),
+        "intermediate_size": len(weights[f"{prefix}resblocks.0.mlp.c_fc.weight"]),
+        "hidden_act": activation,
+    }
+
+
+def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_gelu") -> CLIPModel:
+    """Write a CLIPModel folder with image processor and tokenizer.
+
+    Args:
+        base: CLIP folder or id that gives the tokenizer, and the text side where the file holds the vision side alone.
+        activation: `quick_gelu` for OpenAI's and MetaCLIP's models and all that are tuned from them, else `gelu`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_state_dict` and `convert_names`; the two sides do not fit.
+    """
+    weights = read_state_dict(path)
+    converted = convert_names(weights)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if "token_embedding.weight" in weights:
+        model = CLIPModel(infer_config(weights, activation))
+    else:
+        model = load_dual_encoder(base)
+    state = model.state_dict()
+    missing = [name for name in state if name not in converted]
+    if "token_embedding.weight" not in weights:
+        missing = [name for name in missing if name.startswith(("vision_model.", "visual_projection."))]
+    wrong = [name for name, value in converted.items() if name not in state or state[name].shape != value.shape]
+    if missing or wrong:
+        name = (missing or wrong)[0]
+        what = "is missing" if missing else f"has shape {tuple(converted[name].shape)}"
+        raise ValueError(f"{path} does not make a whole CLIP model with {base}'s text side: {name} {what}.")
+    model.load_state_dict({**state, **converted})
+    model.save_pretrained(output_dir)
+    side = model.config.vision_config.image_size
+    CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=OPENAI_MEAN,
+        image_std=OPENAI_STD,
+    ).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    return model.eval()

@@ -1,0 +1,42 @@
+"""The positive view x+: a batch of images in [0, 1] -> a crop and colour jitter of each, on the images' device."""
+
+import torch
+from kornia.augmentation import (
+    AugmentationSequential,
+    ColorJitter,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+)
+from torch import Tensor
+
+from dcr_hf.models.encoder import ImageEncoder
+
+
+class PositiveView:
+    """Random resized crop, then colour jitter, with its own parameters for every image of the batch.
+
+    Args:
+        image_size: side of the square images, in pixels.
+        flips: also flip at random, left-right and upside down, as the released code does. Off by default: the paper
+            speaks of crop and colour, and MMVP asks about orientation.
+        normalized_by: with an encoder, the view is made of pixels in that encoder's normalised space and brought back,
+            as in the released code, whose colour jitter clamps *normalised* values to [0, 1].
+    """
+
+    def __init__(self, image_size: int, flips: bool = False, normalized_by: ImageEncoder | None = None):
+        # Batched resampling: kornia's "slice" mode crops the images one after another.
+        crop = RandomResizedCrop(
+            (image_size, image_size), scale=(0.9, 1.0), ratio=(0.9, 1.1), cropping_mode="resample", align_corners=False
+        )
+        flip = [RandomHorizontalFlip(p=0.5), RandomVerticalFlip(p=0.5)] if flips else []
+        jitter = ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05, p=1.0)
+        self.augment = AugmentationSequential(crop, *flip, jitter)
+        self.normalized_by = normalized_by
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 3, H, W); in [0, 1] too, unless made in a normalised space."""
+        if self.normalized_by is None:
+            return self.augment(images)
+        return self.normalized_by.denormalize(self.augment(self.normalized_by.normalize(images)))

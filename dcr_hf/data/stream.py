@@ -1,0 +1,221 @@
+"""The stream of training images: decoded, cropped, shuffled, counted; disjoint over ranks and workers; endless."""
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dcr_hf.data.bad_images import SkipWindow, describe_skipped
+from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
+from dcr_hf.data.sources import Source
+
+LANES = 64
+BATCHES_A_LANE = 8  # what a lane should have of an epoch, for its last, partial batch to be a small loss
+
+
+@dataclass
+class StreamState:
+    """Where a run is in its data. Small, and the same whatever number of steps was made.
+
+    Attributes:
+        lanes: into how many independent shares each epoch is dealt. They outlive the processes that read them: a run
+            that goes on with another number of ranks or workers deals the same lanes out anew, and no image is read
+            twice in an epoch.
+        block: images that a lane shuffles at a time.
+        readers: ranks times workers that the lanes were last dealt to.
+        batches: consumed by each rank since then.
+        positions: by lane, where it is behind its last consumed batch: epoch, number of the block, the source's token
+            of that block, how many of its images are used. A lane that is not there has not begun.
+        skipped: images left out so far, by reason.
+    """
+
+    lanes: int
+    block: int
+    readers: int
+    batches: int = 0
+    positions: dict[int, dict] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    FILE = "data_state.json"
+
+    @classmethod
+    def begin(cls, source: Source, batch_size: int, readers: int, shuffle_buffer: int) -> "StreamState":
+        """Many lanes where there is much data, so that the number of readers can change; one a reader where not."""
+        each = max(1, LANES // readers)
+        if source.images is not None:
+            each = max(1, min(each, source.images // (readers * batch_size * BATCHES_A_LANE)))
+        return cls(lanes=readers * each, block=max(batch_size, shuffle_buffer // each), readers=readers)
+
+    @classmethod
+    def read(cls, checkpoint: str | Path) -> "StreamState":
+        state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text()))
+        state.positions = {int(lane): position for lane, position in state.positions.items()}
+        return state
+
+    def write(self, checkpoint: str | Path) -> None:
+        (Path(checkpoint) / self.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def advanced(self, positions: list[dict[int, dict]], batches: int, skipped: dict[str, int]) -> "StreamState":
+        """This state after each rank has consumed `batches` more and come to these positions of its lanes."""
+        merged = dict(self.positions)
+        for of_rank in positions:
+            merged |= of_rank
+        return replace(self, positions=merged, batches=self.batches + batches, skipped=dict(skipped))
+
+    def dealt_to(self, readers: int) -> "StreamState":
+        """This state for that many readers; the same state if nothing changes.
+
+        Raises:
+            ValueError: more readers than lanes.
+        """
+        if readers > self.lanes:
+            raise ValueError(
+                f"this run's data was dealt into {self.lanes} lanes at its start, which {readers} readers (ranks "
+                "times workers) cannot share. Lower --dataloader_num_workers or the number of processes."
+            )
+        if readers != self.readers:
+            self.readers, self.batches = readers, 0
+        return self
+
+
+class TrainingImages(IterableDataset):
+    """Endless stream of one rank's images, in whole batches of different images.
+
+    Every epoch is dealt into lanes anew; a reader (one worker of one rank) takes whole batches from its lanes in turn.
+    A lane shuffles its images in blocks and drops what does not fill a batch at the end of its share. Crops depend on
+    seed, epoch and key alone, so that the stream is the same however often it is run, and from wherever it goes on.
+
+    Args:
+        source: see `sources.find_source`.
+        image_size: side of the square crops, in pixels.
+        batch_size: B; a lane's share of an epoch yields a multiple of it.
+        seed: of order and crops.
+        rank, world_size: this process and how many there are.
+        num_workers: worker processes of this rank's DataLoader.
+        shuffle_buffer: images that a reader holds, over all its lanes.
+        max_bad_fraction: of a reader's last 1,000 images; more end the run.
+        state: where to go on; by default at the beginning.
+
+    Yields:
+        {"image": uint8 (3, H, W), "key": str, "skipped": [(reason, key), ...] left out since the last batch,
+        "position": (lane, position) behind the batch, on its last item only}.
+
+    Raises:
+        ValueError: while iterating, when too many images are bad, or a lane's share does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        shuffle_buffer: int = 2000,
+        max_bad_fraction: float = 0.1,
+        state: StreamState | None = None,
+    ):
+        self.source = source
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.workers = max(1, num_workers)
+        self.max_bad_fraction = max_bad_fraction
+        readers = world_size * self.workers
+        self.state = state or StreamState.begin(source, batch_size, readers, shuffle_buffer)
+        self.state.dealt_to(readers)
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        number = worker.id if worker else 0
+        # A DataLoader takes a batch from each worker in turn, and begins with the first; here that is the worker
+        # whose turn it was.
+        turn = (number + self.state.batches) % self.workers
+        made = -(-(self.state.batches - turn) // self.workers)  # batches that this reader has given so far
+        lanes = range(self.rank * self.workers + turn, self.state.lanes, self.state.readers)
+        window = SkipWindow(self.max_bad_fraction, "--train_data")
+        batches = [self._batches(lane, window) for lane in lanes]
+        for count in itertools.count(made):
+            yield from next(batches[count % len(batches)])
+
+    def _batches(self, lane: int, window: SkipWindow) -> Iterator[list[dict]]:
+        """A lane's batches, each with what was left out since the last and the position behind it."""
+        start = self.state.positions.get(lane, {"epoch": 0, "token": None, "number": 0, "used": 0})
+        skipped: list[tuple[str, str]] = []
+        for epoch in itertools.count(start["epoch"]):
+            batch, whole = [], start["number"] + start["used"] > 0
+            for item, position in self._images(lane, epoch, start, window, skipped):
+                batch.append(item)
+                if len(batch) == self.batch_size:
+                    batch[0]["skipped"], skipped[:] = list(skipped), []
+                    batch[-1]["position"] = (lane, position)
+                    yield batch
+                    batch, whole = [], True
+            if not whole:
+                self._refuse_small_share(lane, len(batch), skipped)
+            start = {"epoch": epoch + 1, "token": None, "number": 0, "used": 0}
+
+    def _images(
+        self, lane: int, epoch: int, start: dict, window: SkipWindow, skipped: list
+    ) -> Iterator[tuple[dict, dict]]:
+        """A lane's usable images of an epoch from `start` on, each with the position behind it."""
+        token, used = start["token"], start["used"]
+        rows = self.source.epoch(self.seed, epoch, lane, self.state.lanes, token)
+        # Whole blocks instead of a rolling buffer: where a lane is, is then a block and a number in it.
+        for number, block in enumerate(rows.iter(self.state.block), start["number"]):
+            behind = self.source.token(rows, block)
+            order = np.random.default_rng([self.seed, epoch, lane, number]).permutation(len(block["key"]))
+            for place in range(used, len(order)):
+                row = {name: column[order[place]] for name, column in block.items()}
+                position = {"epoch": epoch, "token": token, "number": number, "used": place + 1}
+                try:
+                    item = {"image": self._load(row, epoch), "key": row["key"], "skipped": [], "position": None}
+                except BadImageError as error:
+                    skipped.append((str(error), row["key"]))
+                    window.add_bad(*skipped[-1])
+                else:
+                    window.add_usable()
+                    yield item, position
+            token, used = behind, 0
+
+    def _load(self, row: dict, epoch: int) -> Tensor:
+        if row["error"] is not None:
+            raise BadImageError(row["error"])
+        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(row["key"].encode())])
+        # Twice what the crop is resized to, so that the decoder's own averaging is not seen in it.
+        image = decode_image(row["image"], enough=2 * self.image_size)
+        return _to_tensor(random_resized_crop(image, self.image_size, rng))
+
+    def _refuse_small_share(self, lane: int, usable: int, skipped: list) -> None:
+        left_out = f" ({len(skipped)} were skipped: {describe_skipped(skipped)})" if skipped else ""
+        raise ValueError(
+            f"a reader's share of --train_data (lane {lane} of {self.state.lanes}) has {usable} usable images an "
+            f"epoch{left_out}, which do not fill one batch of {self.batch_size}. There are {self.state.readers} "
+            "readers (ranks times workers): give more data, or lower --dataloader_num_workers, the number of "
+            "processes or --per_device_train_batch_size."
+        )
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+
+def collate(items: list[dict]) -> dict:
+    """Items of `TrainingImages` -> {"images": (B, 3, H, W) in [0, 1], "keys": [...], "skipped": [...], "position"}."""
+    return {
+        "images": torch.stack([item["image"] for item in items]).float() / 255,
+        "keys": [item["key"] for item in items],
+        "skipped": [entry for item in items for entry in item["skipped"]],
+        "position": items[-1].get("position"),
+    }

@@ -1,0 +1,188 @@
+"""A Stable Diffusion folder or id: what it must hold, what it was trained to predict, its empty prompt."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dcr_hf.hub import local_folder
+
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (base), in diffusers' layout"
+_TARGET_OF_PREDICTION_TYPE = {"epsilon": "epsilon", "v_prediction": "velocity"}
+_PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
+_XL_PARTS = (*_PARTS, "tokenizer_2", "text_encoder_2")
+_FILES = ["model_index.json", "*/*.json", "tokenizer*/*"]
+# Inputs of other pipelines' UNets, which nothing here could give; SD-XL's own is `addition_embed_type`.
+_NO_INPUTS = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "dual_cross_attention": False,
+    "encoder_hid_dim_type": None,
+    "encoder_hid_dim": None,
+    "time_cond_proj_dim": None,
+}
+TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
+
+
+class EmptyPrompt(NamedTuple):
+    """What the denoiser sees of an image that has no caption."""
+
+    tokens: Tensor
+    """E (1, 77, C)"""
+    token_norm: float
+    """the mean norm of the text encoders' tokens of the empty prompt; that of E, unless E is zeros"""
+    pooled: Tensor | None = None
+    """(1, P), of SD-XL"""
+
+
+def check_denoiser(path_or_id: str) -> int:
+    """Raise, before any weights are read, unless this is one of the `SUPPORTED`.
+
+    Returns:
+        C, the width of its conditions.
+
+    Raises:
+        FileNotFoundError: parts of the pipeline are missing.
+        ValueError: another pipeline, or one that was trained to predict something else.
+    """
+    folder = local_folder(path_or_id, _FILES)
+    index = _read_index(folder)
+    if "transformer" in index or (folder / "transformer").is_dir():
+        raise ValueError(
+            f"denoiser {path_or_id!r} is a {index.get('_class_name', 'pipeline')} whose denoiser is a transformer, as "
+            f"those of SD 3, Flux and PixArt are: it has no UNet to condition. Supported are {SUPPORTED}."
+        )
+    parts = _XL_PARTS if _is_xl(folder, index) else _PARTS
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        kind = f" ({index['_class_name']})" if "_class_name" in index else ""
+        raise FileNotFoundError(
+            f"denoiser {path_or_id!r}{kind} lacks {', '.join(missing)}. Expected is a folder with {', '.join(parts)}. "
+            f"Supported are {SUPPORTED}."
+        )
+    unet = _read_config(folder / "unet" / "config.json")
+    _check_unet(path_or_id, unet)
+    _check_text_encoders(path_or_id, folder, unet)
+    native_target(path_or_id, _read_config(folder / "scheduler" / "scheduler_config.json"))
+    return unet["cross_attention_dim"]
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    return _read_config(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"denoiser: {file} is missing, which diffusers' save_pretrained writes.")
+    return json.loads(file.read_text())
+
+
+def _is_xl(folder: Path, index: dict[str, Any]) -> bool:
+    return "text_encoder_2" in index or (folder / "text_encoder_2").is_dir()
+
+
+def _check_unet(path_or_id: str, unet: dict[str, Any]) -> None:
+    if unet["_class_name"] != "UNet2DConditionModel" or unet["in_channels"] != 4:
+        raise ValueError(
+            f"denoiser {path_or_id!r} has a {unet['_class_name']} with {unet['in_channels']} input channels; "
+            f"supported is a UNet2DConditionModel with 4 (no inpainting or depth model): {SUPPORTED}."
+        )
+    odd = [f"{name} {unet[name]!r}" for name, value in _NO_INPUTS.items() if unet.get(name, value) != value]
+    if unet.get("addition_embed_type") not in (None, "text_time"):
+        odd.append(f"addition_embed_type {unet['addition_embed_type']!r}")
+    if odd:
+        raise ValueError(
+            f"denoiser {path_or_id!r} has a UNet that wants other inputs too ({', '.join(odd)}). Supported are "
+            f"{SUPPORTED}."
+        )
+
+
+def _check_text_encoders(path_or_id: str, folder: Path, unet: dict[str, Any]) -> None:
+    """Of CLIP's kind, of the UNet's width; with SD-XL's UNet, the second one's pooled output fits it too."""
+    is_xl = unet.get("addition_embed_type") == "text_time"
+    parts = ["text_encoder", "text_encoder_2"] if is_xl else ["text_encoder"]
+    if (folder / "text_encoder_2").is_dir() != is_xl:
+        raise ValueError(
+            f"denoiser {path_or_id!r}: its UNet's addition_embed_type is {unet.get('addition_embed_type')!r} and it "
+            f"{'lacks' if is_xl else 'has'} a text_encoder_2. Supported are {SUPPORTED}."
+        )
+    configs = [_read_config(folder / part / "config.json") for part in parts]
+    for part, config in zip(parts, configs, strict=True):
+        if config.get("model_type") not in ("clip_text_model", "clip"):
+            raise ValueError(
+                f"denoiser {path_or_id!r} has a {config.get('model_type')!r} model as {part}; supported are CLIP's "
+                f"text encoders, which {SUPPORTED} have."
+            )
+    width = sum(config["hidden_size"] for config in configs)
+    if width != unet["cross_attention_dim"]:
+        raise ValueError(
+            f"denoiser {path_or_id!r}: its text encoders' tokens have width {width}, and its UNet takes "
+            f"{unet['cross_attention_dim']}. Supported are {SUPPORTED}."
+        )
+    if is_xl:
+        given = configs[1]["projection_dim"] + TIME_IDS * unet["addition_time_embed_dim"]
+        wanted = unet["projection_class_embeddings_input_dim"]
+        if given != wanted:  # SD-XL's refiner has an aesthetic score instead of the target's size
+            raise ValueError(
+                f"denoiser {path_or_id!r}: its UNet takes {wanted} numbers beside the timestep, and a pooled prompt "
+                f"and {TIME_IDS} time ids are {given}. SD-XL's base is supported, its refiner is not."
+            )
+
+
+def native_target(path_or_id: str, scheduler_config: dict) -> str:
+    """ "epsilon" or "velocity", by the scheduler's `prediction_type`."""
+    prediction_type = scheduler_config.get("prediction_type", "epsilon")
+    if prediction_type not in _TARGET_OF_PREDICTION_TYPE:
+        raise ValueError(
+            f"denoiser {path_or_id!r}: its scheduler's prediction_type is {prediction_type!r}; supported are "
+            f"{', '.join(_TARGET_OF_PREDICTION_TYPE)}."
+        )
+    if "beta_schedule" not in scheduler_config and scheduler_config.get("trained_betas") is None:
+        raise ValueError(
+            f"denoiser {path_or_id!r}: its {scheduler_config.get('_class_name', 'scheduler')} has no beta_schedule, "
+            f"so that its noise is not that of DDPM. Supported are {SUPPORTED}."
+        )
+    return _TARGET_OF_PREDICTION_TYPE[prediction_type]
+
+
+@torch.no_grad()
+def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
+    """What the denoiser was given in training for images without a caption, to which conditions are then added.
+
+    SD 1.x and 2.x had the empty string in a tenth of the captions' places: E is what their text encoder makes of it.
+    SD-XL has two text encoders, whose last but one layers stand side by side, and takes the second one's pooled
+    output too. There captions were left out by zeros in place of their embeddings; its `model_index.json` says so
+    (`force_zeros_for_empty_prompt`), and then E and the pooled prompt are zeros: this, and not the encoding of an
+    empty string, is the input that its predictions without a caption were trained on. A pipeline that says false
+    gets the encoded one.
+
+    The text encoders are dropped afterwards: E never changes.
+    """
+    folder = local_folder(path_or_id, _FILES)
+    index = _read_index(folder)
+    if not _is_xl(folder, index):
+        tokens = _encode(path_or_id, "", CLIPTextModel).last_hidden_state
+        return EmptyPrompt(tokens, _token_norm(tokens))
+    first = _encode(path_or_id, "", CLIPTextModel)
+    second = _encode(path_or_id, "_2", CLIPTextModelWithProjection)
+    tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)  # (1, 77, C)
+    prompt = EmptyPrompt(tokens, _token_norm(tokens), second.text_embeds)
+    if index.get("force_zeros_for_empty_prompt", True):  # diffusers' default too
+        return prompt._replace(tokens=torch.zeros_like(tokens), pooled=torch.zeros_like(prompt.pooled))
+    return prompt
+
+
+def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
+    tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
+    model = kind.from_pretrained(path_or_id, subfolder=f"text_encoder{suffix}", dtype=torch.float32).eval()
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return model(tokens.input_ids, output_hidden_states=True)
+
+
+def _token_norm(tokens: Tensor) -> float:
+    return tokens.norm(dim=-1).mean().item()

@@ -1,0 +1,145 @@
+"""How many pairs of latent and condition fit: what one takes, what is free, and the plan that follows."""
+
+import logging
+import math
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate
+
+logger = logging.getLogger(__name__)
+
+PROBE = 4
+# Smaller chunks leave a GPU idle between kernels; only taken when this many do not fit.
+SMALL = 32
+# Of the whole device: fragmentation, other processes, and the optimizer's state, which comes after the first step.
+MARGIN = 0.1
+# On a CPU nothing is measured, so that a run and its continuation take the same chunks and stay equal to the last bit.
+CPU_BUDGET = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class PairMemory:
+    """Bytes that a pair takes: activations kept for the backward pass, and what works on top of them."""
+
+    kept: int
+    working: int
+
+
+def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
+    """The plan that recomputes the fewest pairs within `budget` bytes, and of those the one with the largest chunks.
+
+    Chunks of fewer than `SMALL` pairs are taken only where twice as many do not fit. If not even one pair fits, the
+    plan is to try with one.
+    """
+    fits = budget // (memory.kept + memory.working)
+    if fits == 0:
+        return ChunkPlan(1)
+    sizes = {math.ceil(pairs / chunks) for chunks in range(1, pairs + 1)}  # chunks as even as can be
+    plans = []
+    for size in (size for size in sizes if min(SMALL, math.ceil(fits / 2), pairs) <= size <= fits):
+        chunks = math.ceil(pairs / size)
+        kept = min(chunks, (budget - size * memory.working) // (size * memory.kept))
+        recomputed = (chunks - kept) * size
+        plans.append((recomputed, -size, ChunkPlan(size, kept)))
+    return min(plans)[-1]
+
+
+def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemory:
+    """What a pair takes, by one forward and backward pass of a few pairs.
+
+    On a GPU by its allocator; elsewhere by counting the bytes of all tensors that live at once, which is the same on
+    every machine (and works without memory on the meta device).
+    """
+    rows, leaf = latents[:PROBE], conditions[:PROBE].detach().requires_grad_()
+    measured = _measure_cuda if leaf.is_cuda else _measure_by_counting
+    with torch.enable_grad():
+        kept, peak = measured(evaluate, rows, leaf)
+    return PairMemory(math.ceil(kept / len(rows)), math.ceil((peak - kept) / len(rows)))
+
+
+def _measure_cuda(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
+    for _ in range(2):  # the first pass also allocates the libraries' work spaces, which stay
+        torch.cuda.synchronize(leaf.device)
+        torch.cuda.reset_peak_memory_stats(leaf.device)
+        before = torch.cuda.memory_allocated(leaf.device)
+        outputs = evaluate(rows, leaf)
+        kept = torch.cuda.memory_allocated(leaf.device) - before
+        torch.autograd.grad(outputs.sum(), leaf)
+        peak = torch.cuda.max_memory_allocated(leaf.device) - before
+        del outputs
+    torch.cuda.empty_cache()
+    return kept, peak
+
+
+def _measure_by_counting(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
+    with LiveBytes() as live:
+        outputs = evaluate(rows, leaf)
+        kept = live.now
+        torch.autograd.grad(outputs.sum(), leaf)
+    return kept, live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations inside it make and that are alive.
+
+    Attributes:
+        now, peak: bytes, of what was made since entering.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {_identity(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        outputs = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, Tensor) and _identity(leaf) not in inputs:  # views share their input's storage
+                self._count(leaf.untyped_storage())
+        return outputs
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        identity, size = storage._cdata, storage.nbytes()
+        if identity in self._known:
+            return
+        self._known.add(identity)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, identity, size).atexit = False
+
+    def _forget(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.now -= size
+
+
+def _identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that pairs may take: of a GPU what is free now, less a margin; of any other device a fixed amount."""
+    if device.type != "cuda":
+        return CPU_BUDGET
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, int(free + unused - MARGIN * total))
+
+
+def make_plan(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> ChunkPlan:
+    """Measure a pair and choose; says what was found. See `measure` and `choose_plan`."""
+    memory = measure(evaluate, latents, conditions)
+    budget = memory_budget(conditions.device)
+    plan = choose_plan(len(latents), memory, budget)
+    logger.info(
+        f"--pair_chunk_size auto: {len(latents)} pairs in chunks of {plan.size}, the last {plan.kept} without "
+        f"recomputation. A pair takes {memory.kept / 2**20:.1f} MiB, and {memory.working / 2**20:.1f} MiB while it is "
+        f"worked on; there are {budget / 2**30:.1f} GiB for them."
+    )
+    return plan

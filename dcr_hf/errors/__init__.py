@@ -1,0 +1,26 @@
+"""A mistake of the user's is one of these, raised where it is detected; a command line ends with it in one line.
+
+Exceptions of that family and how a program ends enter here. Everything else that is raised keeps its traceback.
+"""
+
+from dcr_hf.errors.exit import INCOMPLETE, Interrupted, exit_on_user_error
+from dcr_hf.errors.user import (
+    AlreadyExistsError,
+    LockedError,
+    NotFoundError,
+    UserError,
+    WriteError,
+    as_user_error,
+)
+
+__all__ = [
+    "INCOMPLETE",
+    "AlreadyExistsError",
+    "Interrupted",
+    "LockedError",
+    "NotFoundError",
+    "UserError",
+    "WriteError",
+    "as_user_error",
+    "exit_on_user_error",
+]

@@ -1,0 +1,37 @@
+"""How a program ends: 0, 2 for a mistake of the user's, 75 for a run that is incomplete and can be resumed."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from dcr_hf.errors.user import UserError
+
+# sysexits.h calls it EX_TEMPFAIL: the same command, run again, resumes.
+INCOMPLETE = 75
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal, after a checkpoint."""
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted`. Nothing else is caught."""
+    program = Path(sys.argv[0]).name
+    try:
+        yield
+    except Interrupted as interruption:
+        print(f"{program}: {interruption} Run the same command again to resume.", file=sys.stderr)
+        raise SystemExit(INCOMPLETE) from None
+    except UserError as error:
+        print(f"{program}: error: {own_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def own_message(error: UserError) -> str:
+    """The message as it was raised: a DataLoader puts the traceback of its worker around it."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return text.strip()

@@ -1,0 +1,142 @@
+"""The encoders that are measured: folders, ids, stage-2 checkpoints, lone vision towers. Loaded when first used."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+
+from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
+from dcr_hf.evaluation.embedding.inputs import ImageProcessor, TextTower
+from dcr_hf.hub import local_folder
+from dcr_hf.models.families import FAMILIES
+from dcr_hf.models.loading import load_dual_encoder
+from dcr_hf.models.results import has_encoder, trained_base
+
+VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PretrainedEncoder:
+    """A checkpoint by path or id. `name` is what it is called in the results.
+
+    Attributes:
+        kinds: image features it has: `projected` (the joint space), `pooled` (the pooled output before the
+            projection; SigLIP has none, so there it is the joint space too) and `mean_patch` (the mean of the last
+            hidden state's patches).
+        has_text: whether the checkpoint has a text tower and a tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: on creation, before weights are read, if the checkpoint cannot be measured.
+    """
+
+    def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
+        self.name, self.path, self.dtype, self.device = name, path, dtype, device
+        self.trained, self.base = _trained_and_base(path)
+        folder = local_folder(self.base)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is no folder of "
+                "save_pretrained and no stage-2 checkpoint. OpenAI-format files: python -m dcr_hf.convert FILE.pt OUT"
+            )
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type not in (*FAMILIES, *VISION_TOWERS):
+            raise ValueError(
+                f"encoder {name}: {self.base} is a {config.model_type!r} model; supported are "
+                f"{', '.join((*FAMILIES, *VISION_TOWERS))}."
+            )
+        self.model_type = config.model_type
+        self.has_text = config.model_type in FAMILIES
+        self.is_clip = config.model_type.startswith("clip")
+        self.kinds = (
+            ("pooled", "mean_patch") if self.model_type == "clip_vision_model" else ("projected", "mean_patch")
+        )
+        if self.model_type == "clip":
+            self.kinds = ("projected", "pooled", "mean_patch")
+        self.processor = ImageProcessor(self.base)
+        expected = (config.vision_config if self.has_text else config).image_size
+        if self.processor.image_size != expected:
+            raise ValueError(
+                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, its vision tower "
+                f"takes {expected}. Correct preprocessor_config.json in {self.base}."
+            )
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What its embeddings depend on: hashes of the weights, stage 2's result and the processor; the dtype."""
+        return {
+            "path": self.path,
+            "base": self.base if self.trained else None,
+            "weights": weights_revision(self.base),
+            "trained": hash_files(sorted(self.trained.glob("*.safetensors"))) if self.trained else None,
+            "processor": hashlib.sha256(self.processor.processor.to_json_string().encode()).hexdigest()[:16],
+            "dtype": self.dtype,
+        }
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        if self.has_text:
+            model = load_dual_encoder(self.base, self.trained)
+        else:
+            model, report = VISION_TOWERS[self.model_type].from_pretrained(
+                self.base, dtype=torch.float32, output_loading_info=True
+            )
+            if report["missing_keys"]:
+                raise ValueError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
+        return model.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
+
+    @cached_property
+    def text(self) -> TextTower:
+        """Raises ValueError where there is no text tower: check `has_text` first."""
+        if not self.has_text:
+            raise ValueError(f"encoder {self.name} ({self.path}) has no text tower.")
+        return TextTower(self.model, self.base)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return self.processor.to_uint8(image)
+
+    @torch.inference_mode()
+    def embed_images(self, pixels: Tensor) -> dict[str, np.ndarray]:
+        """(B, 3, S, S), uint8 -> every kind of feature, (B, width) float32, from one forward pass."""
+        values = self.processor.to_pixel_values(pixels.to(self.device)).to(DTYPES[self.dtype])
+        vision = self.model.vision_model if self.has_text else self.model
+        output = vision(pixel_values=values)
+        patches = output.last_hidden_state[:, 1:] if self.is_clip else output.last_hidden_state  # CLIP: class token
+        features = {"mean_patch": patches.mean(dim=1)}
+        if self.is_clip:
+            features["pooled"] = output.pooler_output
+        else:
+            features["projected"] = output.pooler_output
+        if self.model_type == "clip":
+            features["projected"] = self.model.visual_projection(output.pooler_output)
+        return {kind: values.float().cpu().numpy() for kind, values in features.items()}
+
+    def kind(self, wanted: str) -> str:
+        """The stored feature that stands for `wanted`; `auto` is the joint space where the checkpoint has one.
+
+        Raises:
+            ValueError: a lone CLIP vision tower asked for the joint space.
+        """
+        if wanted == "auto":
+            return self.kinds[0]
+        if wanted == "pooled" and not self.is_clip:
+            return "projected"
+        if wanted not in self.kinds:
+            raise ValueError(f"encoder {self.name} has no {wanted!r} features, only {', '.join(self.kinds)}.")
+        return wanted
+
+    def release(self) -> None:
+        """Forget the loaded weights."""
+        self.__dict__.pop("text", None)
+        self.__dict__.pop("model", None)
+
+
+def _trained_and_base(path: str) -> tuple[Path | None, str]:
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
+    return (folder, trained_base(folder)) if has_encoder(folder) else (None, path)

@@ -1,0 +1,3 @@
+"""Predictions -> scores with intervals."""
+
+__all__ = ["results", "scores", "statistics"]

@@ -1,0 +1,6 @@
+"""Embeddings -> predictions, one module a protocol: pairs, clusters, classes, probes, retrieval.
+
+A new protocol enters here, with its entry in `evaluation.benchmarks`.
+"""
+
+__all__ = ["clustering", "linear_probe", "mmvp", "ranking", "retrieval", "zeroshot"]

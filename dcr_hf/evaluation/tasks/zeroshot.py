@@ -1,0 +1,38 @@
+"""Zero-shot classification as CLIP_benchmark computes it: the class whose averaged prompt lies nearest."""
+
+import hashlib
+
+import numpy as np
+
+from dcr_hf.evaluation.embedding.embed import Embeddings
+from dcr_hf.evaluation.readers.image_sets import LabeledImages
+from dcr_hf.evaluation.tasks.ranking import top_k, unit
+
+KEPT = 5  # predicted classes kept an image
+BLOCK = 4096  # images scored at once: memory stays bounded
+
+
+def class_embeddings(embeddings: Embeddings, class_names: list[str], templates: list[str]) -> np.ndarray:
+    """(C, D): each class's unit-length prompt embeddings averaged over the templates, at unit length again."""
+    rows = []
+    for name in class_names:
+        prompts = embeddings.texts([template.replace("{c}", name) for template in templates])
+        rows.append(prompts.mean(axis=0))
+    return unit(np.stack(rows))
+
+
+def predict_classes(embeddings: Embeddings, data: LabeledImages, kind: str, seeds: list[int]) -> list[dict]:
+    """One row an image: its label and the likeliest classes, best first (all of them under five classes).
+
+    Of equal scores the lower class comes first, so a constant encoder always says class 0.
+    """
+    prompts = hashlib.sha256("\n".join([*data.class_names, "", *data.templates]).encode()).hexdigest()[:16]
+    classes = embeddings.remember_texts(
+        f"classes-{prompts}", lambda: class_embeddings(embeddings, list(data.class_names), list(data.templates))
+    )
+    images, kept = embeddings.images("projected"), min(KEPT, len(classes))
+    ranked = [top_k(unit(images[start : start + BLOCK]) @ classes.T, kept) for start in range(0, len(images), BLOCK)]
+    return [
+        {"item": data.images.name(index), "label": label, "ranked": best}
+        for index, (label, best) in enumerate(zip(data.labels.tolist(), np.concatenate(ranked).tolist(), strict=True))
+    ]

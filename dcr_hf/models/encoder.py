@@ -1,0 +1,124 @@
+"""The vision side of a CLIP-family model: images -> z, and LoRA on exactly that side."""
+
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    PreTrainedModel,
+)
+
+from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config
+from dcr_hf.models.loading import load_complete
+
+
+class Features(NamedTuple):
+    """What the vision side makes of B images, in one forward pass."""
+
+    embeddings: Tensor
+    """z = f(x), (B, D), not normalised to unit length"""
+    patches: Tensor
+    """the last hidden states of the N patches, (B, N, W)"""
+
+
+class ImageEncoder(nn.Module):
+    """The vision side of a CLIP-family model: images in [0, 1] -> z = f(x).
+
+    The text side is dropped after loading: nothing here uses it, and it is as large as the vision side. Module names
+    are kept, so that adapters trained here load on the full dual encoder.
+
+    Attributes:
+        model: the dual encoder without its text side; a `PeftModel` around it once LoRA is added.
+        image_size: side of the square input, in pixels.
+        embedding_width: D, the width of z.
+        patch_width: W, the width of the patches' hidden states.
+        patch_count: N, how many patches an image has.
+        mean, std: (1, 3, 1, 1), the checkpoint's own pixel statistics.
+        frozen_copy: the model as it was, where `keep_original` was called; None otherwise.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
+        super().__init__()
+        for name in family.beside_vision:
+            delattr(model, name)
+        self.model = model.requires_grad_(False)
+        self.frozen_copy: PreTrainedModel | None = None
+        self.family = family
+        vision = model.config.vision_config
+        self.image_size: int = vision.image_size
+        self.embedding_width = embedding_width(model.config)
+        self.patch_width = patch_width(model.config)
+        self.patch_count = (vision.image_size // vision.patch_size) ** 2
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str) -> "ImageEncoder":
+        """Load a CLIP or SigLIP folder or id in float32, frozen.
+
+        Raises:
+            ValueError: not a CLIP or SigLIP, or an image processor of another size than the tower.
+        """
+        config, family = read_encoder_config(path_or_id)
+        processor = AutoImageProcessor.from_pretrained(path_or_id)
+        size = processor.crop_size or processor.size
+        if size["height"] != config.vision_config.image_size:
+            raise ValueError(
+                f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
+                f"{config.vision_config.image_size}. Correct preprocessor_config.json."
+            )
+        return cls(load_complete(path_or_id, family), family, processor.image_mean, processor.image_std)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""
+        return (images - self.mean) / self.std
+
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return pixel_values * self.std + self.mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> z (B, D), not normalised to unit length."""
+        return self.features(images).embeddings
+
+    def features(self, images: Tensor) -> Features:
+        """(B, 3, H, W) in [0, 1] -> z and the patches' last hidden states."""
+        return self._features(self.model, images)
+
+    def _features(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Features:
+        output = model.get_image_features(pixel_values=self.normalize(images))
+        return Features(output.pooler_output, output.last_hidden_state[:, self.family.class_tokens :])
+
+    @torch.no_grad()
+    def original(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> z (B, D) of the encoder as it was before training, in eval mode.
+
+        With adapters the base is asked without them. Without, `keep_original` must have been called before training.
+        """
+        if self.frozen_copy is not None:
+            return self._features(self.frozen_copy.eval(), images).embeddings
+        training = self.model.training
+        with self.model.eval().disable_adapter():
+            embeddings = self._features(self.model, images).embeddings
+        self.model.train(training)
+        return embeddings
+
+    def keep_original(self) -> None:
+        """Keep a frozen copy of the vision side as it is now, for `original`."""
+        self.frozen_copy = copy.deepcopy(self.model)
+
+    def unfreeze(self) -> None:
+        """Train the whole vision side itself, without adapters."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(self.family.export_prefixes))
+
+    def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
+        """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen."""
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self.family.lora_targets, bias="none"
+        )
+        self.model = get_peft_model(self.model, config)

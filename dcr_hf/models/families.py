@@ -1,0 +1,124 @@
+"""CLIP families: what differs between them, and what a checkpoint of one says of itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    CLIPModel,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipModel,
+    SiglipVisionModel,
+)
+
+from dcr_hf.hub import local_folder
+
+_LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between two kinds of dual encoder; everything else is read from the checkpoint."""
+
+    dual_class: type[PreTrainedModel]
+    vision_class: type[PreTrainedModel]
+    layer: str
+    """Class name of a transformer layer: the unit that FSDP shards."""
+    lora_targets: str
+    """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
+    beside_vision: tuple[str, ...]
+    """Modules and parameters of the dual encoder that images do not pass."""
+    class_tokens: int
+    """Of the vision tower's last hidden states, those that stand before the patches'."""
+    export_prefixes: tuple[str, ...]
+    """Where an exported weight may differ from the original: the vision side."""
+
+
+# SigLIP pools with nn.MultiheadAttention, which reads the weights of its `out_proj` without calling the layer: an
+# adapter there would never see an input.
+FAMILIES = {
+    "clip": Family(
+        dual_class=CLIPModel,
+        vision_class=CLIPVisionModel,
+        layer="CLIPEncoderLayer",
+        lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
+        beside_vision=("text_model", "text_projection", "logit_scale"),
+        class_tokens=1,
+        export_prefixes=("vision_model.", "visual_projection."),
+    ),
+    "siglip": Family(
+        dual_class=SiglipModel,
+        vision_class=SiglipVisionModel,
+        layer="SiglipEncoderLayer",
+        lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
+        beside_vision=("text_model", "logit_scale", "logit_bias"),
+        class_tokens=0,
+        export_prefixes=("vision_model.",),
+    ),
+}
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+
+
+def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
+    """The checkpoint's configuration and its family, by `model_type`. Reads no weights."""
+    folder = local_folder(path_or_id)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"encoder {path_or_id!r} has no config.json: it is not a folder that transformers' save_pretrained wrote."
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the whole "
+            "dual encoder, text tower included, not the vision tower alone)."
+        )
+    return config, FAMILIES[config.model_type]
+
+
+def embedding_width(config: PreTrainedConfig) -> int:
+    """D, the width of z: CLIP projects its pooled output, SigLIP's is z itself."""
+    return config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
+
+
+def patch_width(config: PreTrainedConfig) -> int:
+    """W, the width of the vision tower's hidden states."""
+    return config.vision_config.hidden_size
+
+
+def check_encoder(path_or_id: str) -> int:
+    """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
+
+    Returns:
+        D, the width of its embeddings.
+
+    Raises:
+        FileNotFoundError: configuration, weights, image processor or tokenizer missing.
+        ValueError: no CLIP or SigLIP; an image size that the denoiser's VAE cannot take.
+    """
+    config, _ = read_encoder_config(path_or_id)
+    folder = local_folder(path_or_id)
+    is_local = Path(path_or_id).expanduser().is_dir()
+    wanted = {
+        "an image processor": ("preprocessor_config.json", "processor_config.json"),
+        "a tokenizer": _TOKENIZER_FILES,
+    }
+    if is_local:  # a hub repository's weights are not downloaded for a check
+        wanted["weights"] = (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        )
+    for what, names in wanted.items():
+        if not any((folder / name).is_file() for name in names):
+            raise FileNotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(names)} is in it.")
+    if config.vision_config.image_size % 8:
+        raise ValueError(
+            f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
+            "of 8: the denoiser's VAE cannot encode them to whole latents."
+        )
+    return embedding_width(config)

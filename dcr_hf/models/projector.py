@@ -1,0 +1,89 @@
+"""The projector h: embeddings -> conditions; on disk, and whether it fits."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+PROJECTOR_FOLDER = "projector"
+PROJECTOR_WEIGHTS = "model.safetensors"
+
+
+class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["dcr"]):
+    """h: image embeddings z (..., D) -> conditions c (..., C) for the denoiser's cross-attention.
+
+    Attributes:
+        patch_width: W, where a second network of the same form makes tokens of patches; None where there is none.
+    """
+
+    def __init__(self, embedding_width: int, condition_width: int, patch_width: int | None = None):
+        super().__init__()
+        self.embedding_width = embedding_width
+        self.condition_width = condition_width
+        self.patch_width = patch_width
+        self.layers = _perceptron(embedding_width, condition_width)
+        self.patch_layers = None if patch_width is None else _perceptron(patch_width, condition_width)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.layers(embeddings)
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Hidden states of patches (..., W) -> tokens (..., C) that stand beside the prompt's; with `patch_width`."""
+        return self.patch_layers(patches)
+
+
+def _perceptron(width: int, condition_width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, condition_width),
+        nn.GELU(),
+        nn.Linear(condition_width, condition_width),
+    )
+
+
+def check_projector(
+    folder: str | Path, embedding_width: int, condition_width: int, patch_width: int | None = None
+) -> Path:
+    """The folder of the projector's files, if it fits between this encoder and this denoiser.
+
+    Args:
+        patch_width: the encoder's, where patch tokens are wanted in the condition; None where not.
+
+    Raises:
+        FileNotFoundError: there is no projector.
+        ValueError: it was trained for other widths, both are named; or with patch tokens, or without.
+    """
+    place = find_projector(folder)
+    if place is None:
+        raise FileNotFoundError(
+            f"{folder} holds no projector: neither {PROJECTOR_WEIGHTS} nor {PROJECTOR_FOLDER}/{PROJECTOR_WEIGHTS}. "
+            "--stage 2 needs stage 1's projector: run --stage 1 into the same --output_dir first, or give --projector."
+        )
+    config = json.loads((place / "config.json").read_text())
+    if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):
+        raise ValueError(
+            f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
+            f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
+            f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
+        )
+    found = config.get("patch_width")  # older ones do not say
+    if (found is None) != (patch_width is None):
+        trained, wanted = ("cls" if width is None else "patches" for width in (found, patch_width))
+        raise ValueError(
+            f"the projector in {folder} was trained with --condition {trained}; what is wanted here is one of "
+            f"--condition {wanted}. Give such a one, train with the --condition that it has, or begin in another "
+            "--output_dir."
+        )
+    if found != patch_width:
+        raise ValueError(
+            f"the projector in {folder} maps patches of width {found}; this encoder's patches have width "
+            f"{patch_width}. Give the --projector that was trained for them, or run --stage 1."
+        )
+    return place
+
+
+def find_projector(folder: str | Path) -> Path | None:
+    """The folder of the projector's own files: `folder` itself, its `projector/`, or None if neither has weights."""
+    candidates = (Path(folder), Path(folder) / PROJECTOR_FOLDER)
+    return next((place for place in candidates if (place / PROJECTOR_WEIGHTS).is_file()), None)

@@ -1,0 +1,176 @@
+"""DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers.integrations import TensorBoardCallback
+
+from dcr_hf.config import DCRConfig
+from dcr_hf.data.augment import PositiveView
+from dcr_hf.data.stream import TrainingImages, collate
+from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.models.condition import ConditionModel
+from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
+from dcr_hf.objectives.losses import keep_distance
+from dcr_hf.training.gradient_conflict import GradientConflict, conflicting_terms
+from dcr_hf.training.metrics_log import gather_objects
+from dcr_hf.training.preview import LastPreview, Preview
+from dcr_hf.training.resumable import ResumableTrainer, set_learning_rate
+
+
+class DCRTrainer(ResumableTrainer):
+    """Trains what requires a gradient in a `ConditionModel`, through a frozen denoiser.
+
+    Args:
+        model: encoder and projector; freeze what is not to be trained (see `stages`).
+        args: a `DCRConfig`.
+        denoiser: moved to the training device. It is an attribute of the trainer and not part of the model, so that
+            checkpoints, DDP and ZeRO do not see it.
+        train_dataset: a `TrainingImages`, already this rank's share, or any data set of {"image": (3, H, W) uint8,
+            "key": str, "skipped": []}.
+        evaluation: scores the encoder, {name: value}; called on every rank each --eval_steps.
+        facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.resume_facts`.
+        kwargs: passed on to `transformers.Trainer`.
+    """
+
+    remedy = "Try a lower learning rate, or --denoiser_dtype float32."
+
+    def __init__(
+        self,
+        model: ConditionModel,
+        args: DCRConfig,
+        denoiser: FrozenDenoiser,
+        evaluation: Callable[[ImageEncoder], dict[str, float]] | None = None,
+        facts: dict | None = None,
+        **kwargs,
+    ):
+        # Trainer wants a data set where there is something to evaluate; the evaluation has its own.
+        super().__init__(model=model, args=args, data_collator=collate, eval_dataset=[], facts=facts, **kwargs)
+        self.evaluation = evaluation
+        self.denoiser = denoiser.to(args.device)
+        self.denoiser.plan_anew()
+        if args.torch_compile:
+            self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
+        self.objective = OBJECTIVES[args.objective]
+        self.settings = Settings(
+            temperature=args.temperature,
+            negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
+            space=args.contrast_space,
+            lambda_rec=args.lambda_rec,
+            lambda_con=args.lambda_con,
+        )
+        self.view = PositiveView(
+            model.encoder.image_size,
+            flips=args.view_flips,
+            normalized_by=model.encoder if args.view_space == "normalized" else None,
+        )
+        self.conflict = None
+        if args.log_gradient_conflict_every:
+            self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
+            self.add_callback(self.conflict)
+        self.preview = None
+        if args.preview_steps:
+            folder, writes = Path(args.output_dir) / "preview", args.process_index == 0
+            self.preview = Preview(folder, args.preview_steps, self.denoiser, self.view, args.seed, writes)
+            self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
+        self._positions: dict[int, dict] = {}
+        self._batches = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
+        self.step_log.begin(self.counters())
+        images = inputs["images"]  # (B, 3, H, W) in [0, 1]
+        if self.preview is not None:
+            self.preview.show(images)
+            if self.preview.is_due(self.state.global_step):
+                self._draw_preview(model)
+        kept = len(images) if self.args.keep_weight else 0
+        encoded = model(torch.cat([images, self.view(images)]), originals=kept)
+        embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
+        conditions = self.denoiser.with_tokens(encoded.conditions, encoded.tokens)
+        conditions, view_conditions = conditions.chunk(2)  # (B, C) each, with patches (B, 77 + M, C)
+        diffuse = partial(Diffused.draw, self.denoiser, images)
+        batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
+        outcome = self.objective(self.denoiser, batch, self.settings)
+        if self.conflict is not None and self.conflict.is_due(self.state.global_step):
+            self.conflict.add(conflicting_terms(self.denoiser, batch, self.settings, outcome))
+        loss, metrics = outcome.loss, outcome.metrics
+        if kept:
+            distance = keep_distance(embeddings, encoded.originals)
+            loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
+        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
+        self._batches += 1
+        if inputs["position"] is not None:
+            lane, self._positions[lane] = inputs["position"]
+        return (loss, {"conditions": conditions}) if return_outputs else loss
+
+    def create_optimizer(self, *args, **kwargs):
+        """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.projector_learning_rate is not None:
+            trained = self.accelerator.unwrap_model(self.model).projector.parameters()
+            projector = {id(parameter) for parameter in trained}
+            set_learning_rate(optimizer, projector, self.args.projector_learning_rate)
+        return optimizer
+
+    def train(self, *args, **kwargs):
+        if isinstance(self.train_dataset, TrainingImages):
+            self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
+            if self.args.process_index == 0:
+                self.step_log.skipped.update(self.train_dataset.state.skipped)
+        return super().train(*args, **kwargs)
+
+    def counters(self) -> dict[str, int]:
+        return {"unet_evaluations": self.denoiser.evaluations}
+
+    def _draw_preview(self, model: nn.Module) -> None:
+        boards = [found for found in self.callback_handler.callbacks if isinstance(found, TensorBoardCallback)]
+        with self.compute_loss_context_manager():
+            self.preview.draw(model, self.state.global_step, boards[0].tb_writer if boards else None)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """`TrainingImages` is this rank's own stream; prepared by accelerate it would be divided a second time."""
+        if not isinstance(self.train_dataset, TrainingImages):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            drop_last=True,
+            # A loader without its own draws from the global generator, whose state a checkpoint brings back.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Score the encoder as it stands; every rank gets the same numbers."""
+        scores = self.evaluation(self.accelerator.unwrap_model(self.model).encoder)
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # Of an endless stream Trainer would count epochs from where it was started last.
+        self.state.epoch = self.state.global_step / self.state.max_steps
+        super().log(logs, start_time)
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """The data's position."""
+        if not isinstance(self.train_dataset, TrainingImages):
+            return
+        state = self.train_dataset.state.advanced(
+            gather_objects(self._positions, self.args.world_size), self._batches, self.step_log.skipped_by_all()
+        )
+        if self.args.should_save:
+            state.write(checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,0 +1,176 @@
+"""OpenAI-format weights: the converted model computes what a plain OpenAI CLIP computes; nothing is unpickled."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPModel
+
+from dcr_hf.convert import convert, convert_names, read_state_dict
+from dcr_hf.convert.__main__ import main
+from helpers.tiny_models import MEAN, clip_tokenizer
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // 64, batch_first=True)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 2 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(2 * width, width))
+
+    def forward(self, x, mask=None):
+        h = self.ln_1(x)
+        x = x + self.attn(h, h, h, attn_mask=mask, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Tower(nn.Module):
+    def __init__(self, width, layers):
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
+
+    def forward(self, x, mask=None):
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class Visual(nn.Module):
+    def __init__(self, width=128, patch=8, side=4, out=24):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn(side * side + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = Tower(width, 2)
+        self.proj = nn.Parameter(torch.randn(width, out))
+
+    def forward(self, pixels):
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+
+
+class OpenAIClip(nn.Module):
+    """The published architecture, its names and its layouts, written plainly."""
+
+    def __init__(self, vocabulary, width=64, out=24):
+        super().__init__()
+        self.visual = Visual(out=out)
+        self.transformer = Tower(width, 3)
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.positional_embedding = nn.Parameter(torch.randn(77, width))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, out))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+
+    def encode_text(self, tokens):
+        mask = torch.full((77, 77), float("-inf")).triu(1)
+        x = self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding, mask))
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+@pytest.fixture(scope="module")
+def openai_clip():
+    torch.manual_seed(3)
+    model = OpenAIClip(vocabulary=len(clip_tokenizer())).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1 and parameter.numel() > 1:
+            nn.init.normal_(parameter, std=0.3)  # biases and norms that are nobody's default
+    return model
+
+
+@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"state_dict": weights}])
+def test_computes_the_same(openai_clip, clip_folder, tmp_path, wrap):
+    weights = {f"module.{name}": value for name, value in openai_clip.state_dict().items()}
+    weights["module.input_resolution"] = torch.tensor(32)
+    torch.save(wrap(weights), tmp_path / "clip.pt")
+    main([str(tmp_path / "clip.pt"), str(tmp_path / "out"), "--base", str(clip_folder)])
+    model, report = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    pixels = torch.randn(2, 3, 32, 32)
+    tokens = clip_tokenizer()(["a cat", "two dogs run"], padding="max_length", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        images, texts = openai_clip.visual(pixels), openai_clip.encode_text(tokens)
+        torch.testing.assert_close(model.get_image_features(pixels).pooler_output, images, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.get_text_features(tokens).pooler_output, texts, atol=1e-4, rtol=1e-4)
+    assert model.logit_scale.item() == 3.0
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+    # LLaVA's transformers 4.37 finds the tower by this prefix.
+    assert any(name.startswith("vision_model.") for name in load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_vision_side_alone_takes_the_base_s_text_side(openai_clip, clip_folder, tmp_path):
+    whole = convert_names(openai_clip.state_dict())
+    vision = {name: value for name, value in openai_clip.state_dict().items() if name.startswith("visual.")}
+    torch.save(vision, tmp_path / "vision.pt")
+    with pytest.raises(ValueError, match=r"vision_model.embeddings.class_embedding has shape \(128,\)"):
+        convert(tmp_path / "vision.pt", tmp_path / "out", str(clip_folder))
+    torch.save(openai_clip.state_dict(), tmp_path / "whole.pt")
+    convert(tmp_path / "whole.pt", tmp_path / "base", str(clip_folder))
+    vision["visual.proj"] = vision["visual.proj"] + 1
+    torch.save(vision, tmp_path / "vision.pt")
+    model = convert(tmp_path / "vision.pt", tmp_path / "out", str(tmp_path / "base")).state_dict()
+    torch.testing.assert_close(model["visual_projection.weight"], whole["visual_projection.weight"] + 1)
+    torch.testing.assert_close(model["text_projection.weight"], whole["text_projection.weight"])
+
+
+class Evil:
+    """What a pickle may hold: touching the file would create `marker`."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_runs_no_code(tmp_path):
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"visual.proj": Evil(marker)}))
+    with pytest.raises(ValueError, match=r"may hold code"):
+        read_state_dict(tmp_path / "evil.pt")
+    torch.save({"visual.proj": Evil(marker)}, tmp_path / "evil2.pt")
+    with pytest.raises(ValueError, match=r"may hold code"):
+        read_state_dict(tmp_path / "evil2.pt")
+    assert not marker.exists()
+
+
+def test_refuses_what_is_no_openai_clip(tmp_path, openai_clip):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
+    with pytest.raises(ValueError, match=r"visual.conv1.weight and visual.proj"):
+        read_state_dict(tmp_path / "resnet.pt")
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"not a dictionary of tensors"):
+        read_state_dict(tmp_path / "other.pt")
+    with pytest.raises(FileNotFoundError, match=r"none.pt"):
+        read_state_dict(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r"1 weights are not of OpenAI's format, such as visual.extra"):
+        convert_names({**openai_clip.state_dict(), "visual.extra": torch.zeros(1)})
+
+
+def test_image_processor_has_openai_s_statistics(openai_clip, clip_folder, tmp_path):
+    from dcr_hf.evaluation.embedding.inputs import ImageProcessor
+
+    torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
+    convert(tmp_path / "clip.pt", tmp_path / "out", str(clip_folder))
+    processor = ImageProcessor(str(tmp_path / "out"))
+    assert processor.image_size == 32
+    assert processor.processor.image_mean[0] == 0.48145466 != MEAN[0]
+
+
+def test_does_not_overwrite(openai_clip, clip_folder, tmp_path, capsys):
+    torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "clip.pt"), str(tmp_path), "--base", str(clip_folder)])
+    assert "is not empty" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""CLIP_benchmark's layouts, of both types, and class folders: what is read, and what is refused by name."""
+
+import pytest
+from PIL import Image, ImageChops
+
+from dcr_hf.evaluation.readers.decode import decode_image
+from dcr_hf.evaluation.readers.shards import read_captioned, read_labeled
+from helpers.evaluation_layouts import (
+    TEMPLATES,
+    write_class_folders,
+    write_classification,
+    write_retrieval,
+    write_shards,
+)
+from helpers.images import encoded, photographs
+
+NAMES = ["cat", "dog", "green bird"]
+LABELS = [0, 1, 2, 2, 1, 0, 1]
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_classification_shards(tmp_path, format):
+    write_classification(tmp_path / "cifar10", LABELS, NAMES, format)
+    data = read_labeled("cifar10", "clip-benchmark/wds_vtab-cifar10", tmp_path)
+    assert data.labels.tolist() == LABELS
+    assert list(data.class_names) == NAMES and list(data.templates) == TEMPLATES
+    assert [data.images.name(index) for index in range(7)] == [f"s{index:07d}" for index in range(7)]
+    if format == "PNG":
+        image = decode_image(data.images.read(5), "five")
+        assert ImageChops.difference(image, photographs(7, side=40)[5]).getbbox() is None
+
+
+@pytest.mark.parametrize("folder", ["cifar10", "wds_vtab-cifar10", "vtab-cifar10"])
+def test_folder_may_have_the_hub_s_name(tmp_path, folder):
+    write_classification(tmp_path / folder, LABELS, NAMES)
+    assert len(read_labeled("cifar10", "clip-benchmark/wds_vtab-cifar10", tmp_path).images) == 7
+
+
+def test_retrieval_shards(tmp_path):
+    write_retrieval(tmp_path / "flickr30k", [["a b", "c"], ["d"], [" e ", "", "f"]])
+    data = read_captioned("flickr30k", None, tmp_path)
+    assert data.captions == [["a b", "c"], ["d"], ["e", "f"]]
+    assert len(data.images) == 3
+
+
+def test_class_folders(tmp_path):
+    write_class_folders(tmp_path / "birds" / "test", {"blue_tit": 2, "robin": 3})
+    (tmp_path / "birds" / "test" / "robin" / "notes.txt").write_text("no image")
+    data = read_labeled("birds", None, tmp_path)
+    assert list(data.class_names) == ["blue tit", "robin"]
+    assert data.labels.tolist() == [0, 0, 1, 1, 1]
+    assert data.images.name(4) == "robin/2.png"
+
+
+def test_revision_changes_with_the_files(tmp_path):
+    folder = write_class_folders(tmp_path / "birds", {"a": 2, "b": 1})
+    before = read_labeled("birds", None, tmp_path).revision
+    assert read_labeled("birds", None, tmp_path).revision == before
+    Image.new("RGB", (9, 9)).save(folder / "a" / "0.png")
+    assert read_labeled("birds", None, tmp_path).revision != before
+
+
+def test_samples_of_several_formats(tmp_path):
+    images = photographs(8, side=40)
+    samples = [{"png": encoded(image, "PNG"), "cls": b"0"} for image in images[:7]]
+    write_shards(tmp_path / "mixed", [{"jpg": encoded(images[7]), "cls": b"0"}, *samples], class_names=NAMES)
+    with pytest.raises(ValueError, match=r"mixed"):
+        data = read_labeled("mixed", None, tmp_path)
+        [data.images.read(index) for index in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("test/1.tar", r"lacks .*test/1.tar: .*nshards.txt says 2 shards. Layout: test/nshards.txt"),
+        ("classnames.txt", r"lacks .*classnames.txt. Expected"),
+        ("zeroshot_classification_templates.txt", r"lacks .*zeroshot_classification_templates.txt"),
+        ("test/nshards.txt", r"lacks .*nshards.txt"),
+    ],
+)
+def test_missing_files_are_named(tmp_path, remove, message):
+    (write_classification(tmp_path / "dtd", LABELS, NAMES) / remove).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        read_labeled("dtd", None, tmp_path)
+
+
+def test_truncated_shard(tmp_path):
+    path = write_classification(tmp_path / "dtd", LABELS, NAMES) / "test" / "1.tar"
+    whole = path.read_bytes()
+    for length in (0, 3000, 512 * 2, len(whole) - 1024):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"test/1\.tar is truncated"):
+            read_labeled("dtd", None, tmp_path)
+
+
+def test_class_list_must_match_the_labels(tmp_path):
+    write_classification(tmp_path / "dtd", LABELS, NAMES[:2])
+    with pytest.raises(ValueError, match=r"labels \[2\] have no name: classnames.txt of .* lists 2 classes"):
+        read_labeled("dtd", None, tmp_path)
+    write_class_folders(tmp_path / "birds", {"a": 1, "b": 1})
+    (tmp_path / "birds" / "classnames.txt").write_text("blue tit\n")
+    with pytest.raises(ValueError, match=r"names 1 classes, .*birds has 2"):
+        read_labeled("birds", None, tmp_path)
+
+
+def test_types_are_not_confused(tmp_path):
+    write_retrieval(tmp_path / "flickr30k", [["a"], ["b"]])
+    write_classification(tmp_path / "dtd", LABELS, NAMES)
+    with pytest.raises(ValueError, match=r"is a retrieval set"):
+        read_labeled("flickr30k", None, tmp_path)
+    with pytest.raises(ValueError, match=r"is a classification set"):
+        read_captioned("dtd", None, tmp_path)
+
+
+def test_image_without_caption_is_named(tmp_path):
+    write_retrieval(tmp_path / "flickr30k", [["a"], [" "]])
+    with pytest.raises(ValueError, match=r"s0000001 has no caption"):
+        read_captioned("flickr30k", None, tmp_path)
+
+
+def test_template_needs_its_place(tmp_path):
+    folder = write_classification(tmp_path / "dtd", LABELS, NAMES)
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo.\n")
+    with pytest.raises(ValueError, match=r"'a photo\.' lacks \{c\}"):
+        read_labeled("dtd", None, tmp_path)
+
+
+def test_folder_of_nothing(tmp_path):
+    (tmp_path / "dtd").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"neither in CLIP_benchmark's layout .* nor a folder of class folders"
+    ):
+        read_labeled("dtd", None, tmp_path)
+    write_class_folders(tmp_path / "birds", {"a": 1, "b": 0})
+    with pytest.raises(ValueError, match=r"birds/b holds no image"):
+        read_labeled("birds", None, tmp_path)
+
+
+def test_nowhere_to_be_found_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"dtd.*wds_vtab-dtd.*the hub's clip-benchmark/wds_vtab-dtd"):
+        read_labeled("dtd", "clip-benchmark/wds_vtab-dtd", tmp_path)
+
+
+def test_labels_are_whole_numbers(tmp_path):
+    write_shards(
+        tmp_path / "dtd",
+        [{"png": encoded(image, "PNG"), "txt": b"no label"} for image in photographs(2, side=40)],
+        class_names=NAMES,
+    )
+    with pytest.raises(ValueError, match=r"expected an image and \.cls"):
+        read_labeled("dtd", None, tmp_path)

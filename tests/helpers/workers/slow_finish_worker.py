@@ -1,0 +1,19 @@
+"""A recipe whose first process takes its time to make a stage's result of the last checkpoint."""
+
+import time
+
+from dcr_hf import Recipe
+from dcr_hf.run import main
+from dcr_hf.training import stages
+
+finish_from = stages.finish_from
+
+
+def slowly(checkpoint, folder):
+    time.sleep(3)
+    finish_from(checkpoint, folder)
+
+
+if __name__ == "__main__":
+    stages.finish_from = slowly
+    main(Recipe(encoder="from/options"))

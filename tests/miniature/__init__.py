@@ -1,1 +1,0 @@
-"""A package, so that its conftest.py and test_run.py are not taken for those beside it."""
