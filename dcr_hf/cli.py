@@ -1,55 +1,44 @@
-"""The command line of a recipe: options, exit codes, and loading under ZeRO-3."""
+"""The command line of a recipe: options from four sources, --help in groups, quiet libraries, loading under ZeRO-3."""
 
+import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import json
-import sys
+import logging
+import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import diffusers
+import transformers
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import deepspeed
 
 from dcr_hf.config import DCRConfig
-from dcr_hf.export import ExportError
-from dcr_hf.training.resumable import NonFiniteLossError
-from dcr_hf.training.signals import NOT_FINISHED, Interrupted
-
-
-@contextlib.contextmanager
-def ends_with_a_line() -> Iterator[None]:
-    """Mistakes end the program with one line and code 2, SIGTERM and SIGINT with a checkpoint and code 75."""
-    try:
-        yield
-    except Interrupted as interruption:
-        print(f"{Path(sys.argv[0]).name}: {interruption} Run the same command again to go on.", file=sys.stderr)
-        raise SystemExit(NOT_FINISHED) from None
-    except (OSError, ValueError, ExportError, NonFiniteLossError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+from dcr_hf.config.options import GROUPS, TRANSFORMERS, options_of
+from dcr_hf.errors import UserError, as_user_error
 
 
 def parse(
     recipe: Any, training: dict[str, Any], argv: list[str], config: type[TrainingArguments] = DCRConfig
 ) -> tuple[Any, Any]:
-    """Options, strongest first: the command line, --config FILE.yaml, the recipe, the defaults.
+    """A recipe and a config by the options given, strongest first: command line, --config FILE.yaml, recipe, defaults.
 
     Args:
         recipe: a `Recipe` or another dataclass of options.
         training: changed defaults of `config`.
         argv: the command line.
-        config: how it is trained.
-
-    Returns:
-        A recipe and a config of these kinds.
+        config: the kind of config.
 
     Raises:
-        ValueError: an unknown name; the nearest known ones are told.
+        UserError: an unknown name, with the nearest known ones; a value that is none of the choices.
     """
-    parser = HfArgumentParser([type(recipe), config], allow_abbrev=False, add_help=True)
+    parser = _Parser([type(recipe), config], allow_abbrev=False, add_help=True)
     known = {action.dest for action in parser._actions}
     file, argv = _take_config_option(argv)
     words: list[str] = []
@@ -60,36 +49,75 @@ def parse(
     if rest:
         names = [word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--")]
         _refuse_unknown(dict.fromkeys(names), known, "the command line")
-        raise ValueError(f"the command line has words that belong to no option: {' '.join(rest)}")
-    return tuple(parsed)
+        raise UserError(f"the command line has words that belong to no option: {' '.join(rest)}")
+    return parsed[0], parsed[1]
+
+
+class _Parser(HfArgumentParser):
+    """transformers' parser of dataclasses, with our groups in --help and errors of one line."""
+
+    def __init__(self, kinds: list[type], **kwargs: Any):
+        super().__init__(kinds, **kwargs)
+        group_of = {option.name: option.group for kind in kinds for option in options_of(kind)}
+        ours = {title: self.add_argument_group(title) for title in GROUPS}
+        for action in [action for action in self._optionals._group_actions if action.dest != "help"]:
+            self._optionals._group_actions.remove(action)
+            ours[group_of.get(action.dest.removeprefix("no_"), TRANSFORMERS)]._group_actions.append(action)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        """argparse formats help texts with %, and ours say 50 %."""
+        field = copy.copy(field)
+        if "help" in field.metadata:
+            text = str(field.metadata["help"])
+            field.metadata = types.MappingProxyType({**field.metadata, "help": _escape_percent(text)})
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
+
+def _escape_percent(text: str) -> str:
+    """A lone % is a percent sign; %(default)s and %% stay as they are."""
+    return text if "%(" in text or "%%" in text else text.replace("%", "%%")
 
 
 def _take_config_option(argv: list[str]) -> tuple[str | None, list[str]]:
     for index, word in enumerate(argv):
         if word == "--config":
             if index + 1 == len(argv):
-                raise ValueError("--config needs a YAML file.")
+                raise UserError("--config needs a YAML file.")
             return argv[index + 1], [*argv[:index], *argv[index + 2 :]]
         if word.startswith("--config="):
             return word.removeprefix("--config="), [*argv[:index], *argv[index + 1 :]]
     return None, argv
 
 
+class _TextLoader(yaml.SafeLoader):
+    """YAML without its many words for booleans: `no` is also a value of transformers' options, and stays a word."""
+
+    yaml_implicit_resolvers = {
+        letter: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+        for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _read_yaml(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
-    options = yaml.safe_load(Path(file).read_text()) or {}
+    with as_user_error(f"--config {file}", OSError, UnicodeDecodeError, yaml.YAMLError):
+        options = yaml.load(Path(file).expanduser().read_text(encoding="utf-8-sig"), _TextLoader) or {}
     if not isinstance(options, dict):
-        raise ValueError(f"--config {file} must hold 'name: value' lines, found {type(options).__name__}.")
+        raise UserError(f"--config {file} must hold 'name: value' lines, found {type(options).__name__}.")
     return options
 
 
 def _refuse_unknown(options: dict[str, Any], known: set[str], origin: str | None) -> None:
-    for name in options:
+    for name in map(str, options):
         if name.replace("-", "_") not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f" Did you mean {', '.join(near)}?" if near else " --help lists the options."
-            raise ValueError(f"{origin} has an unknown option {name!r}.{hint}")
+            raise UserError(f"{origin} has an unknown option {name!r}.{hint}")
 
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:
@@ -104,12 +132,27 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def loaded_whole(args: DCRConfig) -> Iterator[None]:
-    """Under ZeRO-3 transformers splits whatever it loads over the ranks, the denoiser's text encoder too. Here all
-    models are read whole, and DeepSpeed splits the one that is trained when training begins."""
+def loaded_complete(args: TrainingArguments) -> Iterator[None]:
+    """Inside, models are loaded complete on every rank.
+
+    Under ZeRO-3 transformers partitions whatever it loads, the denoiser's text encoder too. DeepSpeed partitions the
+    model that is trained when training begins.
+    """
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        if args.deepspeed:  # of a strategy from accelerate's configuration, Trainer does this itself
+        if args.deepspeed:  # for a strategy from accelerate's configuration, Trainer does this itself
             deepspeed.set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def quiet_libraries() -> None:
+    """Keep loading bars, reports and deprecation warnings of the libraries out of the terminal."""
+    for library in (transformers, diffusers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate|datasets)\.")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

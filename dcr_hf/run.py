@@ -1,37 +1,26 @@
-"""The command line of a recipe: parse, check everything cheap first, train the stages, export."""
+"""A run: check -> plan -> train -> export."""
 
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from dcr_hf.cli import ends_with_a_line, loaded_whole, parse
+from dcr_hf.cli import loaded_complete, parse, quiet_libraries
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.data.sources import Source, find_source
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
-from dcr_hf.export import export_encoder, export_folders, push_to_hub
-from dcr_hf.export.run_facts import RunFacts
-from dcr_hf.models.condition import ConditionModel
+from dcr_hf.errors import AlreadyExistsError, UserError, exit_on_user_error
+from dcr_hf.export import RunFacts, export_encoder, export_folders, push_to_hub
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import check_encoder, patch_width, read_encoder_config
-from dcr_hf.models.projector import Projector, check_projector
-from dcr_hf.training.checkpoints import check_resume, remove_torn, resume_facts, whole_checkpoints
-from dcr_hf.training.lock import occupying
-from dcr_hf.training.option_checks import check_objectives, needs_projector
-from dcr_hf.training.stages import (
-    END_TO_END,
-    STAGE1,
-    describe,
-    encoder_stage,
-    end_to_end_stage,
-    is_finished,
-    projector_stage,
-    stage_args,
-    stages_of,
-    train_stage,
-    wait_for_all,
-)
+from dcr_hf.training.checkpoints import check_resume_of, remove_incomplete
+from dcr_hf.training.describe import describe
+from dcr_hf.training.fit import barrier, train_stage
+from dcr_hf.training.lock import locked
+from dcr_hf.training.option_checks import check_objectives
+from dcr_hf.training.plan import StagePlan, options_of_run, plan_stages
+from dcr_hf.training.progress import say
+from dcr_hf.training.requirements import check_trainer_options
 from dcr_hf.training.validation import TrainingEvaluation
 
 
@@ -42,145 +31,157 @@ def main(recipe: Recipe, **training: Any) -> None:
         recipe: what the recipe file states.
         training: what the recipe file changes of DCRConfig's defaults.
     """
-    with ends_with_a_line():
+    with exit_on_user_error():
+        quiet_libraries()
         run(*parse(recipe, training, sys.argv[1:]))
 
 
 def run(recipe: Recipe, args: DCRConfig) -> None:
-    """Check, then train and export what `recipe.stage` asks for. The same call again goes on where it stopped."""
-    source, evaluation = check(recipe, args)
+    """Check, then train and export what `recipe.stage` names. The same call again resumes."""
+    plans = plan_stages(recipe, args)
+    source, evaluation = check(recipe, args, plans)
     if recipe.dry_run:
-        _print_plan(recipe, args, _denoiser_of(recipe, args), source)
+        _print_plans(recipe, args, plans, source)
         return
-    with occupying(args.output_dir, first=args.process_index == 0):
-        _train(recipe, args, source, evaluation)
+    with locked(args.output_dir, first=args.process_index == 0):
+        facts = _prepare_output(recipe, args, plans)
+        _train(recipe, args, plans, source, evaluation)
+        if plans[-1].trains_encoder and args.process_index == 0:
+            with loaded_complete(args):
+                _export(recipe, args, facts, plans[-1].folder)
 
 
-def _denoiser_of(recipe: Recipe, args: DCRConfig) -> FrozenDenoiser:
-    with loaded_whole(args):
-        return FrozenDenoiser.from_pretrained(
-            recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pair_chunk_size
-        )
+def check(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> tuple[Source, TrainingEvaluation | None]:
+    """The data to train on and the benchmarks to run during training, after everything that is cheap to check.
 
-
-def _train(recipe: Recipe, args: DCRConfig, source: Source, evaluation: TrainingEvaluation | None) -> None:
-    output, denoiser = Path(args.output_dir), _denoiser_of(recipe, args)
-    facts = _prepare_output(recipe, args, output)
-    stages = stages_of(recipe)
-    unfinished = [stage for stage in stages if not is_finished(output / stage)]
-    wait_for_all(args)  # none finishes a stage before all have looked
-    for stage in unfinished:
-        # Read anew for each stage: a strategy such as ZeRO takes a model apart and does not put it together again.
-        with loaded_whole(args):
-            model = _model_of(stage, recipe, args, denoiser)
-        stage_options = stage_args(recipe, args, stage)
-        train_stage(model, stage_options, denoiser, source, evaluation, resume_facts(recipe, stage_options))
-    stage = stages[-1]
-    if stage != STAGE1 and args.process_index == 0:
-        with loaded_whole(args):
-            _export(recipe, args, facts, output / stage)
-
-
-def _model_of(stage: str, recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser) -> ConditionModel:
-    encoder = ImageEncoder.from_pretrained(recipe.encoder)
-    if stage == STAGE1:
-        return projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio)
-    if stage == END_TO_END:
-        return end_to_end_stage(encoder, denoiser.condition_width, args)
-    if recipe.dry_run or not needs_projector(recipe, args):  # any will do; for a plan its own need not be there yet
-        fresh = projector_stage(encoder, denoiser.condition_width, args.seed, args.patch_ratio).projector
-        return encoder_stage(encoder, fresh, args)
-    folder = recipe.projector or Path(args.output_dir) / STAGE1
-    of_patches = None if args.patch_ratio is None else encoder.patch_width
-    place = check_projector(folder, encoder.embedding_width, denoiser.condition_width, of_patches)
-    return encoder_stage(encoder, Projector.from_pretrained(place), args)
-
-
-def check(recipe: Recipe, args: DCRConfig) -> tuple[Source, TrainingEvaluation | None]:
-    """Everything that can be wrong and is cheap to see, before anything is loaded. Returns the data to train on, and
-    the benchmarks to run on the way, if any."""
-    output = Path(args.output_dir)
-    check_objectives(recipe, args)
+    Raises:
+        UserError: whatever is wrong with the options, the models, the data or the output, before anything is loaded.
+    """
+    check_trainer_options(args)
+    check_objectives(recipe, args, plans)
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
-    if recipe.stage != "2" and recipe.projector:
-        raise ValueError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
-    goes_on = recipe.stage == "all" and is_finished(output / STAGE1) and not recipe.overwrite_output_dir
-    if goes_on or (recipe.stage == "2" and needs_projector(recipe, args)):
-        of_patches = None if args.patch_ratio is None else patch_width(read_encoder_config(recipe.encoder)[0])
-        check_projector(recipe.projector or output / STAGE1, *widths, of_patches)
+    _check_projector(recipe, plans, *widths)
     source = find_source(recipe.train_data)
     _check_amount(recipe, args, source)
-    finished = [output / STAGE1] if recipe.stage == "1" else list(export_folders(recipe.encoder, output))
-    there = [folder for folder in finished if (is_finished(folder) if recipe.stage == "1" else folder.exists())]
-    if there and not (recipe.overwrite_output_dir or recipe.dry_run):
-        raise FileExistsError(
-            f"{there[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to delete "
-            "it and start over."
-        )
+    if not (recipe.overwrite_output_dir or recipe.dry_run):
+        _check_not_finished(recipe, args, plans)
     if not recipe.overwrite_output_dir:
-        _check_resume(recipe, args)
+        for plan in plans:
+            if not plan.finished:
+                check_resume_of(plan.name, plan.folder, plan.facts, recipe.resume_anyway)
     return source, _evaluation(recipe, args)
+
+
+def _check_projector(recipe: Recipe, plans: list[StagePlan], embedding_width: int, condition_width: int) -> None:
+    if recipe.projector and any(plan.trains_projector for plan in plans):
+        raise UserError(f"--projector is for --stage 2; --stage {recipe.stage} trains a projector of its own.")
+    made_here = {plan.folder for plan in plans if not plan.finished or recipe.overwrite_output_dir}
+    for plan in plans:
+        if plan.projector not in made_here:
+            width = patch_width(read_encoder_config(recipe.encoder)[0])
+            plan.check_projector(embedding_width, condition_width, width)
 
 
 def _check_amount(recipe: Recipe, args: DCRConfig, source: Source) -> None:
     wanted = args.per_device_train_batch_size * args.world_size
     if source.images is not None and source.images < wanted:
-        raise ValueError(
+        raise UserError(
             f"--train_data {recipe.train_data!r} has about {source.images} images, fewer than one batch of "
             f"{args.per_device_train_batch_size} for each of {args.world_size} processes. Give more data, or lower "
             "--per_device_train_batch_size or the number of processes."
         )
 
 
+def _check_not_finished(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> None:
+    last = plans[-1]
+    if last.trains_encoder:
+        existing = [folder for folder in export_folders(recipe.encoder, args.output_dir) if folder.exists()]
+    else:
+        existing = [last.folder] if last.finished else []
+    if existing:
+        raise AlreadyExistsError(
+            f"{existing[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
+            "delete it and start over."
+        )
+
+
 def _evaluation(recipe: Recipe, args: DCRConfig) -> TrainingEvaluation | None:
     if not args.eval_benchmarks:
-        if args.eval_strategy != "no":
-            raise ValueError("--eval_strategy needs something to evaluate: give --eval_benchmarks.")
+        for option, given in (("eval_strategy", args.eval_strategy != "no"), ("eval_on_start", args.eval_on_start)):
+            if given:
+                raise UserError(f"--{option} needs something to evaluate: give --eval_benchmarks.")
         return None
     root = Path(args.eval_data_root) if args.eval_data_root else None
     return TrainingEvaluation(recipe.encoder, args.eval_benchmarks, root, args.per_device_eval_batch_size)
 
 
-def _check_resume(recipe: Recipe, args: DCRConfig) -> None:
-    """Refuse to go on from a checkpoint that was made with other options."""
-    for stage in stages_of(recipe):
-        args_of_stage = stage_args(recipe, args, stage)
-        folder = Path(args_of_stage.output_dir)
-        checkpoints = [] if is_finished(folder) else whole_checkpoints(folder)
-        if checkpoints:
-            facts = resume_facts(recipe, args_of_stage)
-            for difference in check_resume(checkpoints[-1], facts, recipe.resume_anyway):
-                print(f"resuming {stage} with another {difference}: no longer exact", file=sys.stderr)
+def _load_denoiser(recipe: Recipe, args: DCRConfig) -> FrozenDenoiser:
+    with loaded_complete(args):
+        return FrozenDenoiser.from_pretrained(
+            recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pairs_at_once
+        )
 
 
-def _prepare_output(recipe: Recipe, args: DCRConfig, output: Path) -> RunFacts:
-    options = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)} | args.to_dict()
-    facts = RunFacts.of_this_run(recipe.encoder, recipe.denoiser, recipe.train_data, options, args.world_size)
+def _prepare_output(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> RunFacts:
+    """run.json, in a folder without incomplete checkpoints and without what is to be overwritten."""
+    facts = RunFacts.of_this_run(
+        recipe.encoder,
+        recipe.denoiser,
+        recipe.train_data,
+        options_of_run(recipe, args),
+        args.world_size,
+        [plan.summary() for plan in plans],
+    )
     if args.process_index == 0:
-        for stage in stages_of(recipe):
-            if recipe.overwrite_output_dir:
-                shutil.rmtree(output / stage, ignore_errors=True)
-            remove_torn(output / stage)
-        if recipe.overwrite_output_dir:
-            for folder in export_folders(recipe.encoder, output):
-                shutil.rmtree(folder, ignore_errors=True)
-        facts.write(output)
-    wait_for_all(args)
+        old = [plan.folder for plan in plans] + list(export_folders(recipe.encoder, args.output_dir))
+        for folder in old if recipe.overwrite_output_dir else []:
+            shutil.rmtree(folder, ignore_errors=True)
+        for plan in plans:
+            remove_incomplete(plan.folder)
+        facts.write(Path(args.output_dir))
+    barrier(args)
     return facts
 
 
-def _print_plan(recipe: Recipe, args: DCRConfig, denoiser: FrozenDenoiser, source: Source) -> None:
+def _train(
+    recipe: Recipe,
+    args: DCRConfig,
+    plans: list[StagePlan],
+    source: Source,
+    evaluation: TrainingEvaluation | None,
+) -> None:
+    unfinished = [plan for plan in plans if not plan.finished]
+    barrier(args)  # no rank finishes a stage before all have looked
+    if not unfinished:
+        return
+    say(args, f"loading the denoiser {recipe.denoiser}")
+    denoiser = _load_denoiser(recipe, args)
+    for plan in unfinished:
+        number = f"{plans.index(plan) + 1} of {len(plans)}"
+        resumed = f", from {plan.checkpoint.name}" if plan.checkpoint else ""
+        say(args, f"stage {number} ({plan.name}): training {plan.trains}, {plan.args.max_steps:,} steps{resumed}")
+        # Loaded again for each stage: a strategy such as ZeRO partitions a model and does not restore it.
+        with loaded_complete(args):
+            model = plan.build_model(ImageEncoder.from_pretrained(recipe.encoder), denoiser.condition_width)
+        train_stage(plan, model, denoiser, source, evaluation)
+
+
+def _print_plans(recipe: Recipe, args: DCRConfig, plans: list[StagePlan], source: Source) -> None:
     """What each stage would train and cost."""
     if args.process_index:
         return
-    plans = []
-    for stage in stages_of(recipe):
-        model = _model_of(stage, recipe, args, denoiser)
-        plans.append(describe(model, stage_args(recipe, args, stage), source.images))
-    print("\n\n".join(plans))
+    condition_width = _load_denoiser(recipe, args).condition_width
+    texts = []
+    for plan in plans:
+        with loaded_complete(args):
+            encoder = ImageEncoder.from_pretrained(recipe.encoder)
+            model = plan.build_model(encoder, condition_width, untrained=True)
+        texts.append(describe(plan, model, source.images))
+    print("\n\n".join(texts))
 
 
 def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts, trained: Path) -> None:
+    say(args, "exporting the enhanced encoder")
     folders = export_encoder(recipe.encoder, trained, args.output_dir, facts.with_log_of(trained))
     print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
     if args.push_to_hub:

@@ -12,7 +12,7 @@ from dcr_hf.ablation.plots import draw
 from dcr_hf.ablation.summary import markdown
 from dcr_hf.ablation.trials import Trial, train_all
 from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
-from dcr_hf.cli import ends_with_a_line
+from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.scoring.results import write_text
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
@@ -27,7 +27,7 @@ _SIZE = SIZES["mini"].image_size
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure what is not done yet; write ablation-DATA.json, .md and .png."""
-    with ends_with_a_line():
+    with exit_on_user_error():
         options, extra = _parser().parse_known_args(arguments)
         if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
             raise ValueError(f"--variants names {min(repeated)} twice.")

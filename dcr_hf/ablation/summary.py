@@ -8,7 +8,7 @@ from scipy.stats import t as student
 
 from dcr_hf.ablation.variants import CLAIMS, D_ABILITY, ORIGINAL, P_ABILITY
 from dcr_hf.evaluation.report.table import markdown_line
-from dcr_hf.training.stages import STAGE1
+from dcr_hf.training.plan import STAGE1
 
 HOLDS, OPPOSITE, NOISE, UNDECIDED = "holds", "the opposite holds", "within noise", "not decided: one seed"
 

@@ -17,7 +17,7 @@ from dcr_hf.evaluation.scoring.results import Results, read_results, write_text
 from dcr_hf.export import export_folders
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.run import check
-from dcr_hf.training.stages import END_TO_END, STAGE1, stages_of
+from dcr_hf.training.plan import plan_stages
 
 FIDELITY = ("noise_mse/own", "noise_mse/view", "noise_mse/other", "noise_mse/empty", "condition_norm")
 # Of a benchmark's metrics the one that its line of a table shows.
@@ -62,7 +62,8 @@ class Trial:
         if taken := given & {*VARIANTS[variant], "output_dir", "seed", "stage"}:
             raise ValueError(f"--{min(taken)} is what the ablation varies ({variant}); leave it out.")
         recipe, args = parse(Recipe(encoder=""), {}, words)
-        if recipe.stage == END_TO_END:  # as many steps as the two stages of the others together
+        trains_both = any(plan.trains_projector and plan.trains_encoder for plan in plan_stages(recipe, args))
+        if trains_both:  # as many steps as the two stages of the others together
             words += ["--stage2_max_steps", str(recipe.stage1_max_steps + recipe.stage2_max_steps)]
         return cls(variant, seed, tuple(words), Path(args.output_dir), recipe.encoder)
 
@@ -77,7 +78,8 @@ class Trial:
     def check(self) -> None:
         """What can be wrong with its run, before any is started."""
         if self.enhanced is not None and not self.enhanced.is_dir():
-            check(*self.parsed())
+            recipe, args = self.parsed()
+            check(recipe, args, plan_stages(recipe, args))
 
     def train(self, launcher: Sequence[str]) -> None:
         """In a process of its own. A finished run is left as it is, an interrupted one goes on."""
@@ -115,13 +117,13 @@ class Trial:
             row = changes.get(here, {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0})
             measured[title] = {"value": values[here], "change": row["difference"]}
             measured[title] |= {part: row[part] for part in ("low", "high", "p")}
-        stages = [] if self.enhanced is None else [self.folder / stage for stage in stages_of(self.parsed()[0])]
+        plans = [] if self.enhanced is None else plan_stages(*self.parsed())
         return {
             "variant": self.variant,
             "seed": self.seed,
             "measured": measured,
-            "fidelity": {stage.name: fidelity(stage) for stage in stages},
-            "opposed": opposed(stages),
+            "fidelity": {plan.name: fidelity(plan.folder) for plan in plans},
+            "opposed": opposed([plan.folder for plan in plans if plan.trains_encoder]),
         }
 
 
@@ -170,5 +172,5 @@ def fidelity(stage: Path) -> dict[str, float]:
 
 def opposed(stages: Sequence[Path]) -> float | None:
     """The share of measured steps in which the gradients of two losses pointed against each other, where logged."""
-    found = [stage / "gradient_conflict.json" for stage in stages if stage.name != STAGE1]
+    found = [stage / "gradient_conflict.json" for stage in stages]
     return next((json.loads(path.read_text())["negative_share"] for path in found if path.is_file()), None)

@@ -1,40 +1,104 @@
-"""What every training here changes of transformers' TrainingArguments."""
+"""What every training here changes of transformers' TrainingArguments, and what every recipe can be told to do."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from dcr_hf.config.options import BUDGET, CHECKPOINTS, DATA, LOGGING, SPEED, Role, option
+from dcr_hf.errors import UserError, as_user_error
+
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+
+
+@dataclass(kw_only=True)
+class RunControl:
+    """What any recipe's command line takes beside its models and data."""
+
+    overwrite_output_dir: bool = option(
+        False,
+        "Delete the results and checkpoints of the same stages in --output_dir, and start over.",
+        CHECKPOINTS,
+        Role.NEUTRAL,
+    )
+    resume_anyway: bool = option(
+        False,
+        "Resume from a checkpoint that was written with other options. The result is not exact.",
+        CHECKPOINTS,
+        Role.NEUTRAL,
+    )
+    dry_run: bool = option(
+        False, "Check everything, print what would be trained, and stop.", CHECKPOINTS, Role.NEUTRAL
+    )
+
 
 @dataclass
 class TrainingOptions(TrainingArguments):
-    """Defaults of DCR's and of LLaVA's training; TF32 and bfloat16 where a GPU can and nothing else was said."""
+    """Defaults of DCR's and of LLaVA's training; TF32 and bfloat16 where the GPU supports them, unless set."""
 
-    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; by default where a GPU can."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, by transformers' name."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses from the log. They stop the run, so never."}
+    SET_BY_STAGE: ClassVar[dict[str, str]] = {}
+    """Options that each stage sets from the recipe -> what to give instead."""
+
+    bf16: bool | None = option(
+        None, "Train in bfloat16. Default: the launcher's --mixed_precision, else on where a GPU supports it.", SPEED
     )
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that read and decode images."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Always false: batches are our own."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser takes the second type
-        default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, none, ... as in transformers."}
+    optim: str = option("adamw_torch", "Optimizer, by transformers' name for it.", BUDGET)
+    logging_steps: float = option(10, "Log every N optimizer steps.", LOGGING, Role.NEUTRAL)
+    logging_nan_inf_filter: bool = option(
+        False, "Always false: a loss that is not finite stops the run and is not hidden.", LOGGING, Role.NEUTRAL
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trained parameter gets a gradient in every step."}
+    dataloader_num_workers: int = option(4, "Processes per rank that read and decode images.", SPEED)
+    remove_unused_columns: bool = option(False, "Always false: a batch is not rows of columns.", DATA, Role.NEUTRAL)
+    report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser takes the second type
+        "tensorboard", "Where to log: tensorboard, wandb, none, ... as in transformers.", LOGGING, Role.NEUTRAL
     )
-    max_bad_fraction: float = field(
-        default=0.1,
-        metadata={"help": "The run ends when more of a reader's last 1,000 images than this cannot be used."},
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Not needed: every trained parameter gets a gradient in every step.", SPEED, Role.NEUTRAL
+    )
+    max_bad_fraction: float = option(
+        0.1,
+        "End the run when more than this share of a reader's last 1,000 images cannot be used.",
+        DATA,
+        Role.NEUTRAL,
     )
 
     def __post_init__(self):
         on_gpu = not self.use_cpu and torch.cuda.is_available()
         if self.tf32 is None and on_gpu:
-            self.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, from Ampere on
-        if self.bf16 is None:
-            self.bf16 = on_gpu and torch.cuda.is_bf16_supported()
-        super().__post_init__()
+            self.tf32 = torch.cuda.is_bf16_supported(including_emulation=False)  # the same devices, Ampere and later
+        self._choose_precision(on_gpu)
+        if self.gradient_accumulation_steps < 1:
+            raise UserError(
+                f"--gradient_accumulation_steps is {self.gradient_accumulation_steps}; it is a number of batches, at "
+                "least 1."
+            )
+        # transformers checks what goes together by ValueError, and reads --deepspeed's file.
+        with as_user_error("options of the Trainer", ValueError, OSError, KeyError, TypeError):
+            super().__post_init__()
+        if self.logging_nan_inf_filter:
+            raise UserError("--logging_nan_inf_filter must stay false: a loss that is not finite stops the run.")
         if not 0 <= self.max_bad_fraction < 1:
-            raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
+            raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # also false for NaN
+                raise UserError(f"--{name} is {value}; it must be 0 or more.")
+
+    def _choose_precision(self, on_gpu: bool) -> None:
+        """The option decides; where it is not given, the launcher; then the device. accelerate reads the launcher's
+        variable wherever the Trainer passes nothing, so it gets the decision: what ran is what the options say."""
+        launched = os.environ.get(_PRECISION, "no")
+        if launched not in ("no", "bf16", "fp16"):
+            raise UserError(f"the launcher's --mixed_precision is {launched}; give no, bf16 or fp16.")
+        if self.bf16 is None and launched == "fp16":
+            self.fp16 = True
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and (launched == "bf16" or (on_gpu and torch.cuda.is_bf16_supported()))
+        os.environ[_PRECISION] = self.precision
+
+    @property
+    def precision(self) -> str:
+        """What accelerate calls mixed_precision: bf16, fp16 or no."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"

@@ -5,7 +5,8 @@ python -m dcr_hf.export OUT [--checkpoint checkpoint-500]
 
 import argparse
 
-from dcr_hf.export import ExportError, export_run
+from dcr_hf.errors import exit_on_user_error
+from dcr_hf.export import export_run
 
 
 def main() -> None:
@@ -14,12 +15,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a checkpoint of stage 2, such as checkpoint-500, instead of its result")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export")
     options = parser.parse_args()
-    try:
-        folders = export_run(options.output_dir, options.checkpoint, options.overwrite_output_dir)
-    except (OSError, ValueError, ExportError) as error:
-        parser.exit(1, f"error: {error}\n")
-    for folder in folders:
-        print(folder)
+    with exit_on_user_error():
+        for folder in export_run(options.output_dir, options.checkpoint, options.overwrite_output_dir):
+            print(folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The model card of an exported folder."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
@@ -11,6 +10,7 @@ from dcr_hf.hub import local_folder
 from dcr_hf.models.families import FAMILIES
 
 ARXIV = "2603.04803"
+_TITLES = {"stage1": "stage 1", "stage2": "stage 2", "end_to_end": "end to end"}
 
 
 def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, facts: RunFacts | None) -> None:
@@ -79,20 +79,15 @@ def _usage(name: str, config: PreTrainedConfig, is_tower: bool) -> str:
     return f"## Use\n\n```python\n{snippet}\n```\n\n{llava}"
 
 
-def _stages(options: dict[str, Any]) -> dict[str, str]:
+def _stages(facts: RunFacts) -> dict[str, str]:
     """What the run's own stages did; another run may have trained the projector before."""
-    budgets = {
-        stage: f"{options[f'{stage}_max_steps']} steps at {options[f'{stage}_learning_rate']:g}"
-        for stage in ("stage1", "stage2")
-    }
-    of_encoder = f"{budgets['stage2']}, objective {options['objective']}"
-    if options["stage"] == "end_to_end":
-        projector = options["projector_learning_rate"] or options["stage1_learning_rate"]
-        return {"end to end": f"{of_encoder}, the projector at {projector:g}"}
-    if options["stage"] == "2":
-        return {"stage 2": of_encoder}
-    of_projector = f"{budgets['stage1']}, objective {options['stage1_objective'] or options['objective']}"
-    return {"stage 1": of_projector, "stage 2": of_encoder}
+    rows = {}
+    for stage in facts.stages:
+        text = f"{stage['steps']} steps at {stage['learning_rate']:g}, objective {stage['objective']}"
+        if stage["projector_learning_rate"]:
+            text += f", the projector at {stage['projector_learning_rate']:g}"
+        rows[_TITLES[stage["name"]]] = text
+    return rows
 
 
 def _training(facts: RunFacts) -> str:
@@ -100,7 +95,7 @@ def _training(facts: RunFacts) -> str:
     rows = {
         "denoiser": facts.denoiser,
         "data": facts.train_data,
-        **_stages(options),
+        **_stages(facts),
         "batch": f"{options['per_device_train_batch_size']} a device x {options['gradient_accumulation_steps']} "
         f"accumulated x {facts.world_size} devices",
         "seed": options["seed"],

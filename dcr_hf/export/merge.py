@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dcr_hf.errors import AlreadyExistsError, NotFoundError, UserError
 from dcr_hf.export.card import write_card
 from dcr_hf.export.run_facts import RunFacts
 from dcr_hf.hub import local_folder
@@ -34,7 +35,7 @@ _SIDE_FILES = (
 _IMAGE_SIDE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """The exported model is not what it must be; nothing was put in place."""
 
 
@@ -63,19 +64,19 @@ def export_encoder(
         the folders of the dual encoder and of the vision tower.
 
     Raises:
-        FileNotFoundError: nothing trained there.
-        FileExistsError: exported before, and not `overwrite`.
+        NotFoundError: nothing trained there.
+        AlreadyExistsError: exported before, and not `overwrite`.
         ExportError: a check failed.
     """
     trained, targets = Path(trained), export_folders(encoder, output_dir)
     if not has_encoder(trained):
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{trained} holds neither {ADAPTER_WEIGHTS} nor {VISION_WEIGHTS}: it is no result or checkpoint of "
             "stage 2."
         )
     for target in targets:
         if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists. Remove it, or give --overwrite_output_dir.")
+            raise AlreadyExistsError(f"{target} exists. Remove it, or give --overwrite_output_dir.")
     config, family = read_encoder_config(encoder)
     original = load_dual_encoder(encoder)
     merged = load_dual_encoder(encoder, trained)
@@ -162,7 +163,7 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
     trained = output_dir / stage / (checkpoint or "")
     if not has_encoder(trained):
         known = sorted(path.name for path in output_dir.glob(f"{stage}/checkpoint-*") if has_encoder(path))
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {stage} has not finished there. "
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dcr_hf.errors import NotFoundError, as_user_error
+
 _PACKAGES = ("torch", "transformers", "diffusers", "datasets", "peft", "accelerate", "kornia")
 
 
@@ -22,6 +24,7 @@ class RunFacts:
         command: as typed.
         options: every option's value.
         world_size: processes.
+        stages: what each stage of the run does, in order: name, trains_encoder, steps, learning_rate, objective.
         versions: of the packages that matter.
         commit: of this repository, where it is one.
         log: the last line of the log of the stage that trained the encoder.
@@ -35,14 +38,24 @@ class RunFacts:
     world_size: int
     versions: dict[str, str]
     commit: str | None
+    stages: list[dict[str, Any]] = field(default_factory=list)
     log: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_this_run(cls, encoder: str, denoiser: str, train_data: str, options: dict, world_size: int) -> "RunFacts":
+    def of_this_run(
+        cls,
+        encoder: str,
+        denoiser: str,
+        train_data: str,
+        options: dict[str, Any],
+        world_size: int,
+        stages: list[dict[str, Any]],
+    ) -> "RunFacts":
         return cls(
             encoder=encoder,
             denoiser=denoiser,
             train_data=train_data,
+            stages=stages,
             **how_it_runs(options, world_size),
         )
 
@@ -50,12 +63,17 @@ class RunFacts:
     def read(cls, output_dir: Path) -> "RunFacts":
         file = output_dir / "run.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
-        return cls(**json.loads(file.read_text()))
+            raise NotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
+        with as_user_error(str(file), ValueError, TypeError):
+            return cls(**json.loads(file.read_text()))
 
     @property
     def encoder_stage(self) -> str:
         """The folder, in the run's own, of the stage that trained the encoder."""
+        trained = [stage["name"] for stage in self.stages if stage["trains_encoder"]]
+        if trained:
+            return trained[-1]
+        # Run by a version that did not list its stages, or stage 1 alone.
         return "end_to_end" if self.options["stage"] == "end_to_end" else "stage2"
 
     def write(self, output_dir: Path) -> None:

@@ -1,70 +1,62 @@
-"""What training LLaVA is: `LlavaRecipe` says with what, `LlavaTraining` says how. The defaults are LLaVA-1.5's."""
+"""LlavaRecipe: models, data, budget. LlavaTraining: training options. The defaults are LLaVA-1.5's."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from dcr_hf.config.base import TrainingOptions
+from dcr_hf.config.base import RunControl, TrainingOptions
+from dcr_hf.config.options import BUDGET, DATA, SPEED, Role, option
+from dcr_hf.errors import UserError
+
+_UPLOAD = "upload the folder llava when the run is finished"
+_MEASURE = "nothing is evaluated during training; recipes/evaluate_mllm.py measures the result"
 
 
 @dataclass
-class LlavaRecipe:
+class LlavaRecipe(RunControl):
     """The models and data of a run, and the budget of each stage. Every field is a command-line option."""
 
-    llava: str | None = field(
-        default=None, metadata={"help": "LlavaForConditionalGeneration to start from: a folder or a hub id."}
+    llava: str | None = option(
+        None, "LlavaForConditionalGeneration to start from, instead of its two parts: a folder or a hub id.", DATA
     )
-    encoder: str | None = field(
-        default=None, metadata={"help": "Or: the vision tower to start from, a CLIP or SigLIP folder or hub id, and"}
+    encoder: str | None = option(
+        None, "Vision tower to start from, with --language_model: a CLIP or SigLIP folder or hub id.", DATA
     )
-    language_model: str | None = field(
-        default=None, metadata={"help": "the language model, a Vicuna or Llama folder or hub id."}
+    language_model: str | None = option(
+        None, "Language model to start from, with --encoder: a Vicuna or Llama folder or hub id.", DATA
     )
-    align_data: str | None = field(
-        default=None, metadata={"help": "LLaVA's image-caption JSON, blip_laion_cc_sbu_558k.json."}
+    align_data: str | None = option(None, "LLaVA's image-caption JSON, blip_laion_cc_sbu_558k.json.", DATA)
+    align_images: str | None = option(None, "Folder that the image paths of --align_data start from.", DATA)
+    instruct_data: str | None = option(None, "LLaVA's mixture JSON, llava_v1_5_mix665k.json.", DATA)
+    instruct_images: str | None = option(None, "Folder that the image paths of --instruct_data start from.", DATA)
+    stage: Literal["align", "instruct", "all"] = option(
+        "all",
+        "align trains the projector on captions, instruct the projector and the language model on conversations; all "
+        "does both.",
+        BUDGET,
+        Role.STAGE,
     )
-    align_images: str | None = field(default=None, metadata={"help": "The folder that its image paths begin from."})
-    instruct_data: str | None = field(
-        default=None, metadata={"help": "LLaVA's mixture JSON, llava_v1_5_mix665k.json."}
+    align_max_steps: int = option(-1, "Optimizer steps of align. -1: --num_train_epochs.", BUDGET, Role.STAGE)
+    instruct_max_steps: int = option(-1, "Optimizer steps of instruct. -1: --num_train_epochs.", BUDGET, Role.STAGE)
+    align_learning_rate: float = option(1e-3, "Learning rate of the projector in align.", BUDGET, Role.STAGE)
+    instruct_learning_rate: float | None = option(
+        None,
+        "Learning rate of the language model in instruct. Default: 2e-5, and 2e-4 for the adapters of LoRA.",
+        BUDGET,
+        Role.STAGE,
     )
-    instruct_images: str | None = field(default=None, metadata={"help": "The folder that its image paths begin from."})
-    stage: Literal["align", "instruct", "all"] = field(
-        default="all",
-        metadata={
-            "help": "align trains the projector on captions, instruct the projector and the language model on "
-            "conversations; all does both."
-        },
+    projector_learning_rate: float = option(2e-5, "Learning rate of the projector in instruct.", BUDGET)
+    align_batch_size: int = option(32, "Images per device in align; LLaVA uses 8 devices.", BUDGET, Role.STAGE)
+    instruct_batch_size: int = option(
+        16, "Conversations per device in instruct; LLaVA uses 8 devices.", BUDGET, Role.STAGE
     )
-    align_max_steps: int = field(default=-1, metadata={"help": "Optimizer steps of align. -1: --num_train_epochs."})
-    instruct_max_steps: int = field(
-        default=-1, metadata={"help": "Optimizer steps of instruct. -1: --num_train_epochs."}
-    )
-    align_learning_rate: float = field(default=1e-3, metadata={"help": "Of the projector in align."})
-    instruct_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Of the language model in instruct; by default 2e-5, and 2e-4 for the adapters of LoRA."},
-    )
-    projector_learning_rate: float = field(default=2e-5, metadata={"help": "Of the projector in instruct."})
-    align_batch_size: int = field(default=32, metadata={"help": "Images a device in align; LLaVA: on 8 devices."})
-    instruct_batch_size: int = field(
-        default=16, metadata={"help": "Conversations a device in instruct; LLaVA: on 8 devices."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Delete what an earlier run left of the same stages in --output_dir, and start over."},
-    )
-    resume_anyway: bool = field(
-        default=False,
-        metadata={"help": "Go on from a checkpoint that was made with other options. The result is not exact."},
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Check everything, print what would run, and stop."})
 
     def __post_init__(self):
         for name in ("align_batch_size", "instruct_batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it is a number of examples, at least 1.")
+                raise UserError(f"--{name} is {getattr(self, name)}; it is a number of examples, at least 1.")
         for name in ("align_max_steps", "instruct_max_steps"):
             if getattr(self, name) < 1 and getattr(self, name) != -1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it is a number of steps, or -1 for all epochs.")
+                raise UserError(f"--{name} is {getattr(self, name)}; it is a number of steps, or -1 for all epochs.")
 
     @property
     def stages(self) -> list[str]:
@@ -77,68 +69,56 @@ class LlavaTraining(TrainingOptions):
     """transformers' TrainingArguments with LLaVA-1.5's defaults. `max_steps`, `learning_rate` and
     `per_device_train_batch_size` are set by the stage, from the recipe."""
 
-    num_train_epochs: float = field(default=1, metadata={"help": "Passes over the data of each stage."})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of linear warm-up; below 1 a share of all."})
-    gradient_checkpointing: bool | None = field(
-        default=True, metadata={"help": "Compute the layers again in the backward pass: slower, and much smaller."}
+    SET_BY_STAGE: ClassVar[dict[str, str]] = {
+        "learning_rate": "give --align_learning_rate, --instruct_learning_rate",
+        "max_steps": "give --align_max_steps, --instruct_max_steps",
+        "per_device_train_batch_size": "give --align_batch_size, --instruct_batch_size",
+        **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"), _UPLOAD),
+        **dict.fromkeys(("eval_strategy", "eval_on_start"), _MEASURE),
+    }
+
+    num_train_epochs: float = option(1, "Passes over the data of each stage.", BUDGET)
+    weight_decay: float = option(0.0, "AdamW's weight decay.", BUDGET)
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule, by transformers' name for it.", BUDGET)
+    warmup_steps: float = option(0.03, "Steps of linear warm-up; below 1, a share of all.", BUDGET)
+    gradient_checkpointing: bool | None = option(
+        True, "Recompute the layers in the backward pass: slower, and much smaller.", SPEED, Role.NEUTRAL
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={
-            "help": "Of instruct: group_by_length, batches of like lengths and of one modality, or random. Align, "
-            "whose captions are all short, draws at random."
-        },
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "Order of instruct's data. group_by_length: batches of similar lengths and of one modality. random: at "
+        "random, as align always is, whose captions are short.",
+        DATA,
     )
-    model_max_length: int = field(
-        default=2048, metadata={"help": "Tokens, those of the image among them; what is longer is cut off."}
+    model_max_length: int = option(
+        2048, "Tokens of an example, those of the image included; what is longer is truncated.", DATA
     )
-    lora_rank: int = field(
-        default=0,
-        metadata={"help": "Train adapters of this rank in instruct, not the language model itself; LLaVA's are 128."},
+    lora_rank: int = option(
+        0, "Train adapters of this rank in instruct, instead of the language model itself; LLaVA uses 128.", BUDGET
     )
-    lora_alpha: float | None = field(default=None, metadata={"help": "Their scale, alpha / rank; by default 2."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+    lora_alpha: float | None = option(None, "Scale of the adapters, alpha / rank. Default: 2.", BUDGET)
+    lora_dropout: float = option(0.05, "Dropout before the adapters.", BUDGET)
 
     def __post_init__(self):
-        self._refuse_what_the_stage_sets()
         super().__post_init__()
         if self.train_sampling_strategy not in ("group_by_length", "random"):
-            raise ValueError(
+            raise UserError(
                 f"--train_sampling_strategy is {self.train_sampling_strategy}; here it is group_by_length or random."
             )
         if self.lora_rank < 0:
-            raise ValueError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for the whole model.")
+            raise UserError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for the whole model.")
         if self.lora_alpha is None:
             self.lora_alpha = 2.0 * self.lora_rank
         elif not self.lora_rank:
-            raise ValueError("--lora_alpha is for --lora_rank; without adapters it would change nothing.")
+            raise UserError("--lora_alpha is for --lora_rank; without adapters it would change nothing.")
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
+            raise UserError(f"--lora_dropout is {self.lora_dropout}; it must be in [0, 1).")
         if self.num_train_epochs <= 0:
-            raise ValueError(f"--num_train_epochs is {self.num_train_epochs}; it must be above 0.")
-        if self.push_to_hub:
-            raise ValueError("--push_to_hub is not for this recipe: upload the folder llava when the run is finished.")
-        if self.remove_unused_columns or self.auto_find_batch_size or self.eval_strategy != "no":
-            raise ValueError(
-                "--remove_unused_columns and --auto_find_batch_size must stay false and --eval_strategy no: batches "
-                "are not rows of columns, and there is nothing to evaluate on the way."
-            )
-
-    def _refuse_what_the_stage_sets(self) -> None:
-        for name, instead in _OF_THE_STAGE.items():
-            if getattr(self, name) != LlavaTraining.__dataclass_fields__[name].default:
-                raise ValueError(f"--{name} is set by the stage: give {instead}.")
+            raise UserError(f"--num_train_epochs is {self.num_train_epochs}; it must be above 0.")
+        if self.remove_unused_columns:
+            raise UserError("--remove_unused_columns must stay false: batches are not rows of columns.")
 
     @property
     def lora_scale(self) -> float:
         """alpha / rank; 0 without adapters."""
         return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
-
-
-_OF_THE_STAGE = {
-    "learning_rate": "--align_learning_rate, --instruct_learning_rate",
-    "max_steps": "--align_max_steps, --instruct_max_steps",
-    "per_device_train_batch_size": "--align_batch_size, --instruct_batch_size",
-}

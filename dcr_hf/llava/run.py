@@ -10,7 +10,8 @@ from typing import Any
 
 import datasets
 
-from dcr_hf.cli import ends_with_a_line, loaded_whole, parse
+from dcr_hf.cli import loaded_complete, parse, quiet_libraries
+from dcr_hf.errors import AlreadyExistsError, UserError, exit_on_user_error
 from dcr_hf.export.run_facts import how_it_runs
 from dcr_hf.llava.assemble import Parts, assemble, read_parts
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
@@ -30,14 +31,16 @@ from dcr_hf.llava.stages import (
     training_processor,
     write_result,
 )
-from dcr_hf.training.checkpoints import check_resume, remove_torn, whole_checkpoints
-from dcr_hf.training.lock import occupying
-from dcr_hf.training.stages import wait_for_all
+from dcr_hf.training.checkpoints import check_resume_of, remove_incomplete
+from dcr_hf.training.fit import barrier
+from dcr_hf.training.lock import locked
+from dcr_hf.training.requirements import check_trainer_options
 
 
 def main(recipe: LlavaRecipe, **training: Any) -> None:
     """Run with the options of the command line; see `dcr_hf.run.main`."""
-    with ends_with_a_line():
+    with exit_on_user_error():
+        quiet_libraries()
         run(*parse(recipe, training, sys.argv[1:], LlavaTraining))
 
 
@@ -76,7 +79,7 @@ def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
     if recipe.dry_run:
         _print_plan(recipe, args, beginning, records)
         return
-    with occupying(place.output, first=args.process_index == 0):
+    with locked(place.output, first=args.process_index == 0):
         _train(recipe, args, place, beginning, records)
 
 
@@ -96,7 +99,7 @@ def _train(
             train_stage(start, recipe, options, stage, examples, before)
     if args.process_index == 0:
         trained = place.trained(*dict.fromkeys((ALIGN, *recipe.stages)))
-        with loaded_whole(args):
+        with loaded_complete(args):
             write_result(start, trained, args.lora_scale, place.result)
         print(f"LLaVA: {place.result}")
 
@@ -107,16 +110,17 @@ def check(
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns what training begins from,
     and each stage's records."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise ValueError(
+        raise UserError(
             "LLaVA's stages run in one process, under DDP and under DeepSpeed, not under FSDP: give another "
             "--config_file, such as accelerate_configs/deepspeed_zero3.yaml."
         )
+    check_trainer_options(args)
     beginning = _beginning(recipe, place)
     tokens = _llava(beginning).tower.image_tokens
     if args.model_max_length <= tokens:
-        raise ValueError(f"--model_max_length is {args.model_max_length}, and an image alone has {tokens} tokens.")
+        raise UserError(f"--model_max_length is {args.model_max_length}, and an image alone has {tokens} tokens.")
     if place.result.exists() and not (recipe.overwrite_output_dir or recipe.dry_run):
-        raise FileExistsError(
+        raise AlreadyExistsError(
             f"{place.result} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
             "delete it and start over."
         )
@@ -128,16 +132,16 @@ def check(
 def _beginning(recipe: LlavaRecipe, place: _Place) -> LlavaFolder | Parts:
     parts = (recipe.encoder, recipe.language_model)
     if recipe.llava and any(parts):
-        raise ValueError(
+        raise UserError(
             "--llava is a whole LLaVA; --encoder and --language_model are the parts of another. Give either. To put "
             "an encoder into a LLaVA: python -m dcr_hf.llava swap."
         )
     if recipe.llava:
         return read_llava(recipe.llava)
     if not all(parts):
-        raise ValueError("give --llava, or both --encoder and --language_model.")
+        raise UserError("give --llava, or both --encoder and --language_model.")
     if recipe.stage == INSTRUCT and not place.trained(ALIGN):
-        raise ValueError(
+        raise UserError(
             f"--stage instruct needs a projector that is aligned, and {place.output} holds none. Run --stage align "
             "into the same --output_dir first, or --stage all, or begin from a --llava."
         )
@@ -152,7 +156,7 @@ def _llava(beginning: LlavaFolder | Parts) -> LlavaFolder:
 def _records(recipe: LlavaRecipe, stage: str) -> datasets.Dataset:
     file, images = _data(recipe, stage)
     if file is None:
-        raise ValueError(f"--stage {recipe.stage} needs --{stage}_data, LLaVA's JSON of conversations.")
+        raise UserError(f"--stage {recipe.stage} needs --{stage}_data, LLaVA's JSON of conversations.")
     records = read_records(file, captions=stage == ALIGN)
     check_images(records, images, f"{stage}_images")
     return records
@@ -170,16 +174,14 @@ def _check_resume(recipe: LlavaRecipe, args: LlavaTraining, place: _Place) -> No
         before = json.loads(place.run_file.read_text())["options"]
         for name in ("llava", "encoder", "language_model"):
             if before[name] != getattr(recipe, name):
-                raise ValueError(
+                raise UserError(
                     f"{place.output} holds a run that began with --{name} {before[name]}; this one has "
                     f"{getattr(recipe, name)}. Choose another --output_dir, or give --overwrite_output_dir."
                 )
     for stage in recipe.stages:
-        checkpoints = [] if is_finished(place.output / stage) else whole_checkpoints(place.output / stage)
-        if checkpoints:
+        if not is_finished(place.output / stage):
             facts = resume_facts(recipe, stage_args(recipe, args, stage), stage)
-            for difference in check_resume(checkpoints[-1], facts, recipe.resume_anyway):
-                print(f"resuming {stage} with another {difference}: no longer exact", file=sys.stderr)
+            check_resume_of(stage, place.output / stage, facts, recipe.resume_anyway)
 
 
 def _prepare_output(
@@ -191,15 +193,15 @@ def _prepare_output(
             for folder in (*(place.output / stage for stage in recipe.stages), place.result, place.start):
                 shutil.rmtree(folder, ignore_errors=True)
         for stage in recipe.stages:
-            remove_torn(place.output / stage)
+            remove_incomplete(place.output / stage)
             finish_from_last(stage_args(recipe, args, stage))
         place.output.mkdir(parents=True, exist_ok=True)
         facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size)
         place.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
         if isinstance(beginning, Parts) and not place.start.exists():
-            with loaded_whole(args):
+            with loaded_complete(args):
                 assemble(beginning, place.start)
-    wait_for_all(args)
+    barrier(args)
     return read_llava(str(place.start)) if isinstance(beginning, Parts) else beginning
 
 
@@ -228,6 +230,6 @@ def _print_plan(
     options = {stage: stage_args(recipe, args, stage) for stage in recipe.stages}
     examples = {stage: _examples(recipe, options[stage], stage, records[stage], start) for stage in recipe.stages}
     if args.process_index == 0:
-        with loaded_whole(args):
+        with loaded_complete(args):
             plans = [describe(start, recipe, options[stage], stage, examples[stage]) for stage in recipe.stages]
         print("\n\n".join(plans))

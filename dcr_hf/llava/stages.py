@@ -13,7 +13,8 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from dcr_hf.cli import loaded_whole
+from dcr_hf.cli import loaded_complete
+from dcr_hf.config.options import facts_of
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
 from dcr_hf.llava.conversations import CHAT_TEMPLATE
 from dcr_hf.llava.examples import Examples
@@ -21,8 +22,8 @@ from dcr_hf.llava.folder import LlavaFolder, made_whole, processor_for, save_pro
 from dcr_hf.llava.model import TrainedLlava, TrainedWeights, part_of
 from dcr_hf.llava.trainer import LlavaTrainer
 from dcr_hf.llava.weights import rewrite, weight_files
-from dcr_hf.training.checkpoints import OPTIMIZATION_FACTS, step_of, whole_checkpoints
-from dcr_hf.training.stages import tensorboard
+from dcr_hf.training.checkpoints import complete_checkpoints
+from dcr_hf.training.fit import tensorboard
 
 ALIGN, INSTRUCT = "align", "instruct"
 TRAINED = "trained"
@@ -52,25 +53,9 @@ def stage_args(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> LlavaTra
 
 def resume_facts(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> dict[str, Any]:
     """What changes the data or the arithmetic of a stage; `args` are the stage's own."""
-    of_recipe = ("llava", "encoder", "language_model", f"{stage}_data", f"{stage}_images", "projector_learning_rate")
-    facts = {name: getattr(recipe, name) for name in of_recipe}
-    of_training = (
-        "max_steps",  # and epochs: the learning rate falls towards their end
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "world_size",
-        "seed",
-        "data_seed",
-        "train_sampling_strategy",
-        "model_max_length",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        *OPTIMIZATION_FACTS,
-    )
-    facts |= {name: getattr(args, name) for name in of_training}
-    return json.loads(json.dumps(facts, default=str))  # as it comes back from a file
+    other = INSTRUCT if stage == ALIGN else ALIGN
+    of_recipe = {name: value for name, value in facts_of(recipe).items() if not name.startswith(other)}
+    return of_recipe | facts_of(args) | {"world_size": args.world_size, "device": args.device.type}
 
 
 def is_finished(stage_folder: Path) -> bool:
@@ -90,7 +75,7 @@ def stage_model(start: LlavaFolder, args: LlavaTraining, stage: str, before: Pat
     Args:
         before: what an earlier stage trained.
     """
-    with loaded_whole(args):
+    with loaded_complete(args):
         model = TrainedLlava.from_pretrained(start.place, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     _freeze(model, args, stage)
     if args.deepspeed_plugin is None:  # DeepSpeed keeps float32 copies of its own
@@ -116,27 +101,23 @@ def train_stage(
     examples: Examples,
     before: Path | None,
 ) -> None:
-    """Train from the newest whole checkpoint in `args.output_dir`, if there is one, to the stage's end, and save.
+    """Train from the newest complete checkpoint in `args.output_dir`, if there is one, to the stage's end, and save.
 
     Raises:
         Interrupted: a signal ended training early, after a checkpoint.
     """
     folder = Path(args.output_dir)
-    checkpoint = next(reversed(whole_checkpoints(folder)), None)
+    checkpoint = next(reversed(complete_checkpoints(folder)), None)
     trainer = LlavaTrainer(
         stage_model(start, args, stage, before),
         args,
         examples,
         projector_learning_rate=recipe.projector_learning_rate if stage == INSTRUCT else None,
         facts=resume_facts(recipe, args, stage),
-        callbacks=tensorboard(args, step_of(checkpoint) if checkpoint else 0),
+        callbacks=tensorboard(args, checkpoint),
     )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.finish()
-    partial = folder / "unfinished"
-    trainer.save_model(str(partial))
+    partial = trainer.train_to_the_end(checkpoint)
     if args.process_index == 0:
-        trainer.state.save_to_json(partial / "trainer_state.json")
         partial.rename(folder / TRAINED)
     trainer.release()
 
@@ -145,7 +126,7 @@ def finish_from_last(args: LlavaTraining) -> None:
     """The stage's result from its last checkpoint, where a run died between the two. To be called by one process,
     before the others look whether the stage is finished."""
     folder = Path(args.output_dir)
-    checkpoint = next(reversed(whole_checkpoints(folder)), None)
+    checkpoint = next(reversed(complete_checkpoints(folder)), None)
     if checkpoint is None or is_finished(folder):
         return
     state = json.loads((checkpoint / "trainer_state.json").read_text())

@@ -50,14 +50,15 @@ class LlavaTrainer(ResumableTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean over a batch's learned tokens, as in LLaVA: not over those of all devices' batches together."""
-        self.step_log.begin(self.counters())
-        skipped = inputs.pop("skipped")
+        inputs = {name: value for name, value in inputs.items() if name != "skipped"}
         outputs = model(**inputs)
         learned = (inputs["labels"] != IGNORED).sum().float()
-        images = 0 if inputs["pixel_values"] is None else len(inputs["pixel_values"])
-        metrics = {"learned_tokens": learned}
-        self.step_log.record(self.state.global_step + 1, outputs.loss, metrics, images, skipped)
+        self.observe(outputs.loss, {"learned_tokens": learned})
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def batch_log(self, inputs: dict) -> tuple[int, list]:
+        images = inputs["pixel_values"]
+        return 0 if images is None else len(images), inputs["skipped"]
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -81,11 +82,11 @@ class LlavaTrainer(ResumableTrainer):
     def train(self, resume_from_checkpoint: str | None = None):
         if resume_from_checkpoint and self.args.process_index == 0:
             before = json.loads((Path(resume_from_checkpoint) / _SKIPPED).read_text())
-            self.step_log.skipped = Counter(before)
+            self.metrics_log.skipped = Counter(before)
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
-    def save_beside(self, checkpoint: Path) -> None:
+    def save_extra(self, checkpoint: Path) -> None:
         """What was left out so far."""
-        skipped = self.step_log.skipped_by_all()
+        skipped = self.metrics_log.skipped_by_all()
         if self.args.should_save:
             (checkpoint / _SKIPPED).write_text(json.dumps(skipped) + "\n")

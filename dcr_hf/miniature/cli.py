@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from dcr_hf.cli import ends_with_a_line
+from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
@@ -24,7 +24,7 @@ from dcr_hf.miniature.pretrain import (
     pretrain_vae,
 )
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, sample_scene
-from dcr_hf.training.lock import occupying
+from dcr_hf.training.lock import locked
 
 SAMPLED = 8
 LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file; a folder is needed")
-    with ends_with_a_line(), occupying(options.output_dir):
+    with exit_on_user_error(), locked(options.output_dir):
         _make(options)
 
 

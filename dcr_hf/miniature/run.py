@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_hf.cli import ends_with_a_line, parse
+from dcr_hf.cli import parse, quiet_libraries
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.report.page import Section, write_report
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.scoring.results import Results, read_results
@@ -24,7 +25,9 @@ from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import read_encoder_config
 from dcr_hf.models.projector import Projector, find_projector
 from dcr_hf.run import run
-from dcr_hf.training.stages import END_TO_END, STAGE1, wait_for_all
+from dcr_hf.training.fit import barrier
+from dcr_hf.training.plan import plan_stages
+from dcr_hf.training.progress import say
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
@@ -37,25 +40,28 @@ def main(recipe: Recipe, **training: Any) -> None:
         recipe: its `train_data` is drawn if it is not there, and the test scenes into a folder beside it.
         training: what the recipe file changes of DCRConfig's defaults.
     """
-    with ends_with_a_line():
+    with exit_on_user_error():
+        quiet_libraries()
         drawn = Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
         size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn:
+            say(args, f"drawing {TRAINING_IMAGES:,} scenes into {drawn}")
             write_training_shards(drawn, "train", TRAINING_IMAGES, size, TRAINING_SEED)
-        wait_for_all(args)
+        barrier(args)
         enhanced, _ = export_folders(recipe.encoder, output)
         report = output / "report" / "report.html"
         # Trained, but stopped before the report: only that is left to do.
         if recipe.overwrite_output_dir or recipe.dry_run or report.is_file() or not enhanced.is_dir():
             run(recipe, args)
-            wait_for_all(args)  # for the export, which the first process makes
+            barrier(args)  # for the export, which the first process makes
         if recipe.dry_run or not enhanced.is_dir():
             return
         if first:
             write_benchmarks(data, "test", size)
-        wait_for_all(args)
+        barrier(args)
+        say(args, "measuring both encoders on the test scenes")
         encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
         measure_encoders(encoders, data, report.parent)  # each process a share
         if first:
@@ -69,8 +75,9 @@ def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> lis
     scenes = [sample_scene("test", index) for index in range(max(SHOWN_SCENES, SHOWN_PREDICTIONS))]
     sheet = scene_sheet(scenes[:SHOWN_SCENES], size)
     shown = Section("The scenes", ["Drawn by dcr_hf/miniature; of the test draw."], [(sheet, "Scenes with captions")])
-    trained = Path(args.output_dir) / (END_TO_END if recipe.stage == END_TO_END else STAGE1)
-    projector = find_projector(recipe.projector or trained)
+    plans = plan_stages(recipe, args)
+    folder = next((plan.folder for plan in plans if plan.trains_projector), plans[-1].projector)
+    projector = None if folder is None else find_projector(folder)
     if projector is None:  # what does not ask the denoiser has no condition to show
         return [shown]
     pixels = np.stack([np.asarray(render(scene, size)) for scene in scenes[:SHOWN_PREDICTIONS]])

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a second one would delete what the first is writing."""
+"""Exclusive lock on an output folder: a second run would delete what the first is writing."""
 
 import contextlib
 import os
@@ -7,20 +7,22 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# A killed run's loaders outlive it by a few seconds, and hold its lock.
+from dcr_hf.errors import LockedError
+
+# The loader workers of a killed run outlive it by a few seconds, and hold its lock.
 PATIENCE = 10.0
 
 
 @contextlib.contextmanager
-def occupying(folder: str | os.PathLike, first: bool = True) -> Iterator[None]:
-    """Hold `folder` for the time inside; the operating system gives it back, however the process ends.
+def locked(folder: str | os.PathLike, first: bool = True) -> Iterator[None]:
+    """Exclusive lock on `folder`, by its file `.lock`; released on exit, however the process ends.
 
     Args:
-        folder: made if it is not there. The lock is its file `.lock`.
-        first: whether this is the first of the run's processes; the others hold nothing.
+        folder: made if it does not exist.
+        first: True for the first rank of the run; the others hold nothing.
 
     Raises:
-        BlockingIOError: another run holds it still, after PATIENCE seconds.
+        LockedError: another run still holds it after PATIENCE seconds.
     """
     if not first:
         yield
@@ -30,7 +32,7 @@ def occupying(folder: str | os.PathLike, first: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise BlockingIOError(
+        raise LockedError(
             f"another run is at work in {folder}. Wait for its end, or choose another --output_dir."
         ) from None
     try:

@@ -1,4 +1,4 @@
-"""What is logged beside the loss: kept on the device step by step, read and averaged when a line is written."""
+"""Metrics logged with the loss: accumulated on the device, read and averaged when a line is written."""
 
 import time
 from collections import Counter
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 
-class StepLog:
-    """Metrics of the steps since the last line, of this rank; `line` makes them one line of all ranks.
+class MetricsLog:
+    """Metrics of this rank since the last line; `line` averages them over steps and ranks.
 
-    Reading a metric makes the host wait for the step, so nothing is read before a line is due.
+    Reading a metric makes the host wait for the device, so nothing is read before a line is due.
 
     Attributes:
         waited: seconds of the window that the host waited for data. The device may have been busy meanwhile, so this
-            is an upper bound of its own wait.
+            is an upper bound of the device's wait.
     """
 
     def __init__(self, world_size: int, device: torch.device):

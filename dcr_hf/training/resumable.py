@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints are whole or are not there, that stops on a signal and at a loss that is not finite."""
+"""A Trainer with atomic checkpoints, that stops on a signal and at a loss that is not finite."""
 
 import json
 import os
@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 
-from dcr_hf.training.checkpoints import mark_whole, rotate, writing
-from dcr_hf.training.metrics_log import StepLog
-from dcr_hf.training.signals import Interrupted, StopOnSignal
+from dcr_hf.errors import Interrupted, UserError
+from dcr_hf.training.checkpoints import mark_complete, rotate, writing
+from dcr_hf.training.metrics_log import MetricsLog
+from dcr_hf.training.progress import PlainLog, ProgressBar
+from dcr_hf.training.signals import StopOnSignal
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """The loss became infinite or not a number; nothing was saved since."""
 
 
@@ -28,12 +30,15 @@ class SeedRanks(TrainerCallback):
 
 
 class ResumableTrainer(Trainer):
-    """What every training here has in common. `compute_loss` of a subclass returns a mean over its batch, and calls
-    `step_log.begin` and `step_log.record`.
+    """What every training here has in common. A subclass's `compute_loss` returns a mean over its batch and ends with
+    `self.observe(loss, metrics)`.
 
     Args:
-        facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.check_resume`.
         args, kwargs: passed on to `transformers.Trainer`.
+        facts: what a run that resumes from these checkpoints must agree on, see `checkpoints.check_resume`.
+
+    Raises:
+        UserError: the launcher's strategy or precision is not the one that runs.
     """
 
     remedy = "Try a lower learning rate."
@@ -42,28 +47,74 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, facts: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
-            raise ValueError(
+            raise UserError(
                 f"the launch configuration asks for FSDP, but accelerate runs {self.accelerator.distributed_type} on "
                 f"{self.args.device.type}: FSDP needs GPUs. Use accelerate_configs/ddp.yaml or cpu.yaml here."
+            )
+        if self.accelerator.mixed_precision != self.args.precision:
+            raise UserError(
+                f"training would run in mixed precision {self.accelerator.mixed_precision!r}, and the options say "
+                f"{self.args.precision!r} (--bf16, --fp16). Give the launcher's --mixed_precision the same value."
             )
         # compute_loss returns a mean over the batch: the Trainer then averages over accumulated batches, not sums.
         self.model_accepts_loss_kwargs = False
         self.facts = facts or {}
-        self.step_log = StepLog(self.args.world_size, self.args.device)
+        self.metrics_log = MetricsLog(self.args.world_size, self.args.device)
+        self._observing = False
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(SeedRanks())
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(PlainLog() if self.args.disable_tqdm else ProgressBar())
 
     def counters(self) -> dict[str, int]:
-        """What this rank has counted since the start, beside images; logged as rates."""
+        """Counts of this rank since the start, in addition to images; logged as rates."""
         return {}
 
     def train(self, *args, **kwargs):
         with self.stop_on_signal.listening():
             return super().train(*args, **kwargs)
 
-    def finish(self) -> None:
-        """Behind `train`: raise if it did not come to its end.
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One batch, forward and backward: what `compute_loss` observes is logged, once."""
+        self.metrics_log.begin(self.counters())
+        self._observing, self._batch_log = True, self.batch_log(inputs)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._observing = False
+
+    def batch_log(self, inputs: dict) -> tuple[int, list]:
+        """How many images a batch has, and what was skipped before it: (reason, key)."""
+        raise NotImplementedError
+
+    def observe(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Log a batch's loss and metrics. A no-op outside `training_step`, so that a call of `compute_loss` alone
+        changes nothing that is logged or saved."""
+        if self._observing:
+            self.metrics_log.record(self.state.global_step + 1, loss, metrics, *self._batch_log)
+
+    def train_to_the_end(self, checkpoint: Path | None) -> Path:
+        """Train, from a checkpoint if there is one, and write the result.
+
+        Returns:
+            the folder `unfinished` with the result, which one rank then moves to its place.
+
+        Raises:
+            Interrupted: a signal ended training early, after a checkpoint.
+            NonFiniteLossError: the loss of any step was not finite.
+        """
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.check_completed()
+        partial = Path(self.args.output_dir) / "unfinished"
+        self.save_model(str(partial))
+        if self.args.process_index == 0:
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+        return partial
+
+    def check_completed(self) -> None:
+        """Call after train(); raises if training did not complete.
 
         Raises:
             Interrupted: a signal ended it early, after a checkpoint.
@@ -77,8 +128,7 @@ class ResumableTrainer(Trainer):
             )
 
     def release(self) -> None:
-        """Behind the last use. The next stage has an Accelerator of its own; with DeepSpeed accelerate refuses a
-        second one beside the first."""
+        """Release the Accelerator before the next stage makes its own: with DeepSpeed accelerate refuses a second."""
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         AcceleratorState._reset_state()
@@ -86,7 +136,7 @@ class ResumableTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         start = time.perf_counter()
         samples = super().get_batch_samples(*args, **kwargs)
-        self.step_log.waited += time.perf_counter() - start
+        self.metrics_log.waited += time.perf_counter() - start
         return samples
 
     def _prepare_input(self, data):
@@ -96,10 +146,10 @@ class ResumableTrainer(Trainer):
         return super()._prepare_input(data)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to a training step's line what `StepLog` kept."""
+        """Add the averaged metrics to a training step's line."""
         if "loss" in logs:
             self.stop_if_not_finite()
-            logs |= self.step_log.line(self.counters())
+            logs |= self.metrics_log.line(self.counters())
         super().log(logs, start_time)
 
     def stop_if_not_finite(self) -> None:
@@ -108,7 +158,7 @@ class ResumableTrainer(Trainer):
         Raises:
             NonFiniteLossError: names the step and where the last checkpoint is.
         """
-        step = self.step_log.first_bad_step()
+        step = self.metrics_log.first_bad_step()
         if step is not None:
             raise NonFiniteLossError(
                 f"the loss was not finite at step {step}. Nothing was saved since; the last checkpoint, if there is "
@@ -116,7 +166,7 @@ class ResumableTrainer(Trainer):
             )
 
     def _save_checkpoint(self, model, trial):
-        """Whole or not there: what Trainer writes, what a subclass adds, at last the mark; old ones go after that."""
+        """Atomic: what Trainer and a subclass write, then the mark; then old checkpoints are deleted."""
         self.stop_if_not_finite()
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
@@ -124,17 +174,17 @@ class ResumableTrainer(Trainer):
         try:
             with writing(checkpoint, self._checkpoint_bytes()):
                 super()._save_checkpoint(model, trial)
-                self.save_beside(checkpoint)
+                self.save_extra(checkpoint)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    mark_whole(checkpoint, self.facts)
+                    mark_complete(checkpoint, self.facts)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate(folder, limit, self.state.best_model_checkpoint)
 
-    def save_beside(self, checkpoint: Path) -> None:
-        """Write into a checkpoint what Trainer does not know of. Called on every rank."""
+    def save_extra(self, checkpoint: Path) -> None:
+        """Write into a checkpoint what Trainer does not know. Called on every rank."""
 
     def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: the weights, AdamW's two moments of them, and small change."""
@@ -142,7 +192,7 @@ class ResumableTrainer(Trainer):
         return 3 * trained + 2**20
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """What is trained, and nothing else."""
+        """Write what is trained, and nothing else."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -156,7 +206,7 @@ class ResumableTrainer(Trainer):
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[int], learning_rate: float) -> None:
-    """Give these parameters, by id, a learning rate of their own; whatever else their groups say stays."""
+    """Give these parameters, by id, a learning rate of their own; the other options of their groups stay."""
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in parameters]
         if own:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, write a checkpoint, end with a code that says "not finished"."""
+"""SIGTERM and SIGINT: finish the step, write a checkpoint, stop."""
 
 import contextlib
 import os
@@ -11,31 +11,25 @@ from types import FrameType
 import torch
 from transformers import TrainerCallback
 
-# sysexits.h calls it EX_TEMPFAIL: the same command, run again, goes on.
-NOT_FINISHED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):
-    """Training stopped for a signal, after a checkpoint."""
-
-
 class StopOnSignal(TrainerCallback):
-    """Asks the Trainer for a checkpoint and an end after the step in which a signal came.
+    """Asks the Trainer for a checkpoint and an end after the step in which a signal arrived.
 
     Ranks may get the signal in different steps, and all must stop after the same one: at the end of every step each
-    tells whether it was signalled, and reads at the end of the next what any rank told. The exchange runs beside the
-    step, on the CPU.
+    rank sends whether it was signalled, and reads at the end of the next whether any was. The all-reduce runs during
+    the step, on the CPU.
 
     Attributes:
-        stopped: whether training ended for a signal.
+        stopped: True if a signal ended training.
     """
 
     def __init__(self):
         self.stopped = False
         self._received: int | None = None
         self._group = None
-        self._told: tuple[torch.Tensor, torch.distributed.Work] | None = None
+        self._exchange: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -55,8 +49,8 @@ class StopOnSignal(TrainerCallback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self._told is not None:
-            self._told[1].wait()
+        if self._exchange is not None:
+            self._exchange[1].wait()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._any_rank_was_signalled():
@@ -64,18 +58,18 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:  # the second one: at once, as if nobody had listened
+        if self._received is not None:  # the second one stops at once, as without a handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self._received = number
         name = signal.Signals(number).name
-        print(f"{name}: ending after this step, with a checkpoint; once more to stop at once.", file=sys.stderr)
+        print(f"{name}: stopping after this step, with a checkpoint; send it again to stop at once.", file=sys.stderr)
 
     def _any_rank_was_signalled(self) -> bool:
         if self._group is None:
             return self._received is not None
-        before, self._told = self._told, None
+        before, self._exchange = self._exchange, None
         signalled = False
         if before is not None:
             flag, exchange = before
@@ -86,5 +80,5 @@ class StopOnSignal(TrainerCallback):
             exchange = torch.distributed.all_reduce(
                 flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
             )
-            self._told = (flag, exchange)
+            self._exchange = (flag, exchange)
         return signalled

@@ -1,12 +1,16 @@
-"""DCRTrainer: Hugging Face's Trainer with DCR's loss, a log of what is worth knowing, and small, whole checkpoints."""
+"""DCRTrainer: Hugging Face's Trainer with DCR's loss; beside it the log, previews and small checkpoints."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.config import DCRConfig
@@ -15,7 +19,7 @@ from dcr_hf.data.stream import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
-from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Settings
+from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Outcome, Settings
 from dcr_hf.objectives.losses import keep_distance
 from dcr_hf.training.gradient_conflict import GradientConflict, conflicting_terms
 from dcr_hf.training.metrics_log import gather_objects
@@ -27,15 +31,15 @@ class DCRTrainer(ResumableTrainer):
     """Trains what requires a gradient in a `ConditionModel`, through a frozen denoiser.
 
     Args:
-        model: encoder and projector; freeze what is not to be trained (see `stages`).
-        args: a `DCRConfig`.
+        model: encoder and projector, with what is not to be trained frozen (see `stages`).
+        args: the stage's own.
         denoiser: moved to the training device. It is an attribute of the trainer and not part of the model, so that
             checkpoints, DDP and ZeRO do not see it.
         train_dataset: a `TrainingImages`, already this rank's share, or any data set of {"image": (3, H, W) uint8,
             "key": str, "skipped": []}.
         evaluation: scores the encoder, {name: value}; called on every rank each --eval_steps.
-        facts: what a run that goes on from this one's checkpoints must agree on, see `checkpoints.resume_facts`.
-        kwargs: passed on to `transformers.Trainer`.
+        facts: what a run that resumes from these checkpoints must agree on, see `checkpoints.check_resume`.
+        callbacks, optimizers: as in `transformers.Trainer`.
     """
 
     remedy = "Try a lower learning rate, or --denoiser_dtype float32."
@@ -45,12 +49,22 @@ class DCRTrainer(ResumableTrainer):
         model: ConditionModel,
         args: DCRConfig,
         denoiser: FrozenDenoiser,
+        train_dataset: Dataset | None = None,
         evaluation: Callable[[ImageEncoder], dict[str, float]] | None = None,
-        facts: dict | None = None,
-        **kwargs,
+        facts: dict[str, Any] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
     ):
-        # Trainer wants a data set where there is something to evaluate; the evaluation has its own.
-        super().__init__(model=model, args=args, data_collator=collate, eval_dataset=[], facts=facts, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=collate,
+            eval_dataset=[],  # Trainer wants one where there is something to evaluate; the evaluation has its own
+            facts=facts,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
         self.evaluation = evaluation
         self.denoiser = denoiser.to(args.device)
         self.denoiser.plan_anew()
@@ -69,26 +83,14 @@ class DCRTrainer(ResumableTrainer):
             flips=args.view_flips,
             normalized_by=model.encoder if args.view_space == "normalized" else None,
         )
-        self.conflict = None
-        if args.log_gradient_conflict_every:
-            self.conflict = GradientConflict(model, args.log_gradient_conflict_every, self.log)
-            self.add_callback(self.conflict)
-        self.preview = None
-        if args.preview_steps:
-            folder, writes = Path(args.output_dir) / "preview", args.process_index == 0
-            self.preview = Preview(folder, args.preview_steps, self.denoiser, self.view, args.seed, writes)
-            self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
+        self.conflict = self._gradient_conflict(model)
+        self.preview = self._preview()
         self._positions: dict[int, dict] = {}
         self._batches = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """One step: images and views -> embeddings and conditions -> what the objective makes of them."""
-        self.step_log.begin(self.counters())
+        """The loss of a batch: images and views -> embeddings and conditions -> objective -> loss, and metrics."""
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
-        if self.preview is not None:
-            self.preview.show(images)
-            if self.preview.is_due(self.state.global_step):
-                self._draw_preview(model)
         kept = len(images) if self.args.keep_weight else 0
         encoded = model(torch.cat([images, self.view(images)]), originals=kept)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
@@ -97,17 +99,48 @@ class DCRTrainer(ResumableTrainer):
         diffuse = partial(Diffused.draw, self.denoiser, images)
         batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)
-        if self.conflict is not None and self.conflict.is_due(self.state.global_step):
-            self.conflict.add(conflicting_terms(self.denoiser, batch, self.settings, outcome))
         loss, metrics = outcome.loss, outcome.metrics
         if kept:
             distance = keep_distance(embeddings, encoded.originals)
             loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
-        self.step_log.record(self.state.global_step + 1, loss, metrics, len(images), inputs["skipped"])
+        self.observe(loss, metrics)
+        self.observe_gradients(batch, outcome)
+        return (loss, {"conditions": conditions}) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One batch, forward and backward, with a preview before it where one is due, and the data's new position."""
+        if self.preview is not None:
+            self.preview.show(inputs["images"].to(self.args.device))
+            if self.preview.is_due(self.state.global_step):
+                self._draw_preview(model)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches += 1
         if inputs["position"] is not None:
             lane, self._positions[lane] = inputs["position"]
-        return (loss, {"conditions": conditions}) if return_outputs else loss
+        return loss
+
+    def batch_log(self, inputs: dict) -> tuple[int, list]:
+        return len(inputs["images"]), inputs["skipped"]
+
+    def observe_gradients(self, batch: Batch, outcome: Outcome) -> None:
+        """Add a batch to the gradient conflict where that is due, while the graph exists; a no-op elsewhere."""
+        if self._observing and self.conflict is not None and self.conflict.is_due(self.state.global_step):
+            self.conflict.add(conflicting_terms(self.denoiser, batch, self.settings, outcome))
+
+    def _gradient_conflict(self, model: ConditionModel) -> GradientConflict | None:
+        if not self.args.log_gradient_conflict_every:
+            return None
+        conflict = GradientConflict(model, self.args.log_gradient_conflict_every, self.log)
+        self.add_callback(conflict)
+        return conflict
+
+    def _preview(self) -> Preview | None:
+        if not self.args.preview_steps:
+            return None
+        folder, writes = Path(self.args.output_dir) / "preview", self.args.process_index == 0
+        preview = Preview(folder, self.args.preview_steps, self.denoiser, self.view, self.args.seed, writes)
+        self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
+        return preview
 
     def create_optimizer(self, *args, **kwargs):
         """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
@@ -120,9 +153,9 @@ class DCRTrainer(ResumableTrainer):
 
     def train(self, *args, **kwargs):
         if isinstance(self.train_dataset, TrainingImages):
-            self.args.ignore_data_skip = True  # the stream goes on by its own state: nothing is to be replayed
+            self.args.ignore_data_skip = True  # the stream continues from its own state: no batch is replayed
             if self.args.process_index == 0:
-                self.step_log.skipped.update(self.train_dataset.state.skipped)
+                self.metrics_log.skipped.update(self.train_dataset.state.skipped)
         return super().train(*args, **kwargs)
 
     def counters(self) -> dict[str, int]:
@@ -158,16 +191,16 @@ class DCRTrainer(ResumableTrainer):
         return scores
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # Of an endless stream Trainer would count epochs from where it was started last.
+        # Trainer would count epochs of an endless stream from the last start.
         self.state.epoch = self.state.global_step / self.state.max_steps
         super().log(logs, start_time)
 
-    def save_beside(self, checkpoint: Path) -> None:
-        """The data's position."""
+    def save_extra(self, checkpoint: Path) -> None:
+        """Write the data's position."""
         if not isinstance(self.train_dataset, TrainingImages):
             return
         state = self.train_dataset.state.advanced(
-            gather_objects(self._positions, self.args.world_size), self._batches, self.step_log.skipped_by_all()
+            gather_objects(self._positions, self.args.world_size), self._batches, self.metrics_log.skipped_by_all()
         )
         if self.args.should_save:
             state.write(checkpoint)

@@ -19,7 +19,7 @@ from dcr_hf.llava.examples import RandomOrder
 from dcr_hf.llava.swap import swap
 from dcr_hf.llava.trainer import LlavaTrainer
 from dcr_hf.llava.weights import canonical
-from dcr_hf.training.checkpoints import whole_checkpoints
+from dcr_hf.training.checkpoints import complete_checkpoints
 from helpers.images import photographs
 from helpers.programs import ROOT, TORCHRUN, run_program
 from helpers.tiny_llava import turns, write_data
@@ -155,7 +155,7 @@ def test_stopped_in_either_stage_and_run_again_it_ends_with_the_same_bits(
         stop_at(stage, step)
         code, error, _ = run_here(stopped, *more)
         assert code == 75 and f"stopped by a signal at step {step}" in error, error
-        assert whole_checkpoints(tmp_path / "stopped" / stage)[-1].name == f"checkpoint-{step}"
+        assert complete_checkpoints(tmp_path / "stopped" / stage)[-1].name == f"checkpoint-{step}"
         assert not (tmp_path / "stopped" / "llava").exists()
         monkeypatch.undo()
     assert run_here(stopped, *more)[0] == 0

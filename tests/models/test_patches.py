@@ -18,6 +18,7 @@ from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.projector import Projector, check_projector
 from dcr_hf.objectives import Settings, dcr
 from dcr_hf.training.option_checks import check_objectives
+from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.stages import encoder_stage, projector_stage
 from helpers.runs import batch_of_conditions, diffused_at_random, short_run
 from helpers.tiny_models import CONDITION_WIDTH, EMBEDDING_WIDTH
@@ -302,7 +303,8 @@ def test_a_projector_of_another_condition_is_refused_before_anything_is_loaded(
     with pytest.raises(ValueError, match=message):
         run.run(recipe, config(tmp_path / "out", **options))
     if stage == "all":  # what it refuses to go on from it may overwrite
-        run.check(dataclasses.replace(recipe, overwrite_output_dir=True), config(tmp_path / "out", **options))
+        over, args = dataclasses.replace(recipe, overwrite_output_dir=True), config(tmp_path / "out", **options)
+        run.check(over, args, plan_stages(over, args))
 
 
 def test_the_scatter_of_theorem_1_is_of_conditions_of_embeddings_alone(recipe, tmp_path, capsys):
@@ -329,7 +331,8 @@ def test_a_ratio_is_a_share(tmp_path, ratio):
 def test_options_that_change_nothing_are_refused(recipe, tmp_path, stage, options, message):
     recipe.stage = stage
     with pytest.raises(ValueError, match=message):
-        check_objectives(recipe, config(tmp_path, **options))
+        args = config(tmp_path, **options)
+        check_objectives(recipe, args, plan_stages(recipe, args))
 
 
 def test_a_model_wants_projector_and_ratio_alike(clip_folder):

@@ -11,11 +11,16 @@ from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.objectives import OBJECTIVES, Batch, Settings, contrastive, joint, reconstruction
 from dcr_hf.objectives.losses import embedding_info_nce, keep_distance
 from dcr_hf.training.option_checks import check_objectives
+from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.stages import encoder_stage, projector_stage
 from helpers.runs import diffused_at_random, short_run
 from helpers.tiny_models import CONDITION_WIDTH
 
 B, D = 4, 16
+
+
+def check(recipe, config):
+    check_objectives(recipe, config, plan_stages(recipe, config))
 
 
 @pytest.fixture(params=["epsilon", "velocity"])
@@ -237,7 +242,7 @@ def test_keep_weight_adds_the_distance(train):
 )
 def test_options_that_do_not_go_together_are_refused(args, recipe, options, message):
     with pytest.raises(ValueError, match=message):
-        check_objectives(Recipe(encoder="owner/clip", **recipe), args(**options))
+        check(Recipe(encoder="owner/clip", **recipe), args(**options))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +255,7 @@ def test_options_that_do_not_go_together_are_refused(args, recipe, options, mess
     ],
 )
 def test_options_that_go_together_are_not(args, recipe, options):
-    check_objectives(Recipe(encoder="owner/clip", **recipe), args(**options))
+    check(Recipe(encoder="owner/clip", **recipe), args(**options))
 
 
 @pytest.mark.parametrize(

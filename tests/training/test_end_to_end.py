@@ -1,6 +1,7 @@
 """--stage end_to_end: projector and encoder together, each at its own learning rate, resumed and exported."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from safetensors.torch import load_file
 from dcr_hf import DCRTrainer, FrozenDenoiser, Recipe, run
 from dcr_hf.export import export_run
 from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.models.results import has_encoder
 from dcr_hf.training.option_checks import check_objectives
-from dcr_hf.training.stages import END_TO_END, end_to_end_stage, projector_stage, put_in_place, stage_args
+from dcr_hf.training.plan import END_TO_END, plan_stages
+from dcr_hf.training.stage_results import put_in_place
+from dcr_hf.training.stages import end_to_end_stage, projector_stage
 from helpers.runs import short_run
 
 
@@ -35,9 +39,9 @@ def config(folder, **options):
 
 @pytest.mark.parametrize(("given", "of_projector"), [({}, 3e-3), ({"projector_learning_rate": 5e-3}, 5e-3)])
 def test_both_are_trained_each_at_its_own_learning_rate(recipe, tmp_path, given, of_projector):
-    args = stage_args(
-        recipe, config(tmp_path, weight_decay=0.0, max_grad_norm=0.0, lora_dropout=0.0, **given), END_TO_END
-    )
+    run_args = config(tmp_path, weight_decay=0.0, max_grad_norm=0.0, lora_dropout=0.0, **given)
+    recipe.stage = END_TO_END
+    args = plan_stages(recipe, run_args)[0].args
     assert (args.max_steps, args.learning_rate, args.projector_learning_rate) == (4, 1e-3, of_projector)
     args.max_steps, args.save_strategy = 1, "no"
     denoiser = FrozenDenoiser.from_pretrained(recipe.denoiser)
@@ -91,7 +95,6 @@ def test_a_run_is_exported_and_goes_on_after_an_interruption_to_the_same_bits(re
 def test_a_result_that_is_half_in_place_is_not_finished(tmp_path, monkeypatch):
     """The encoder's weights come last, behind the projector's: a run that died between them is finished from its
     last checkpoint."""
-    from dcr_hf.training import stages
 
     partial = tmp_path / "end_to_end" / "unfinished"
     (partial / "projector").mkdir(parents=True)
@@ -99,12 +102,12 @@ def test_a_result_that_is_half_in_place_is_not_finished(tmp_path, monkeypatch):
     for name in ("adapter_model.safetensors", "adapter_config.json", "trainer_state.json"):
         (partial / name).touch()
     order = []
-    monkeypatch.setattr(stages.Path, "replace", lambda path, target: order.append(path.name) or path.rename(target))
+    monkeypatch.setattr(Path, "replace", lambda path, target: order.append(path.name) or path.rename(target))
     put_in_place(partial, tmp_path / "end_to_end")
     assert order[-2:] == ["projector", "adapter_model.safetensors"] and len(order) == 4
-    assert stages.is_finished(tmp_path / "end_to_end")
+    assert has_encoder(tmp_path / "end_to_end")
     (tmp_path / "end_to_end" / "adapter_model.safetensors").unlink()
-    assert not stages.is_finished(tmp_path / "end_to_end")
+    assert not has_encoder(tmp_path / "end_to_end")
 
 
 def test_the_plan_tells_both_learning_rates(recipe, tmp_path, capsys):
@@ -131,4 +134,5 @@ def test_what_does_not_go_together_is_refused(recipe, tmp_path, changes, options
     for name, value in changes.items():
         setattr(recipe, name, value)
     with pytest.raises(ValueError, match=message):
-        check_objectives(recipe, config(tmp_path, **options))
+        args = config(tmp_path, **options)
+        check_objectives(recipe, args, plan_stages(recipe, args))

@@ -13,7 +13,8 @@ from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser, Recipe
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.training.gradient_conflict import COSINE, LAYER, NEGATIVE_SHARE, NORM, GradientConflict, layer_of
 from dcr_hf.training.gradient_conflict_plot import write_conflict
-from dcr_hf.training.option_checks import check_objectives, needs_projector
+from dcr_hf.training.option_checks import check_objectives
+from dcr_hf.training.plan import needs_projector, plan_stages
 from dcr_hf.training.stages import encoder_stage, projector_stage
 from helpers.programs import TORCHRUN, WORKERS, run_program
 from helpers.runs import short_run
@@ -199,9 +200,9 @@ def test_a_run_without_measurements_leaves_no_files(tmp_path):
 def test_where_it_cannot_be_measured_is_said_first(tmp_path, recipe, options, message):
     options = {"log_gradient_conflict_every": 5} | options
     with pytest.raises(ValueError, match=message):
-        check_objectives(
-            Recipe(encoder="owner/clip", **recipe), DCRConfig(output_dir=str(tmp_path), use_cpu=True, **options)
-        )
+        chosen = Recipe(encoder="owner/clip", **recipe)
+        args = DCRConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        check_objectives(chosen, args, plan_stages(chosen, args))
 
 
 @pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])

@@ -8,13 +8,13 @@ import pytest
 
 from dcr_hf.training import lock as occupied
 from dcr_hf.training.checkpoints import MARK
-from dcr_hf.training.lock import occupying
+from dcr_hf.training.lock import locked
 from helpers.programs import ROOT, run_program
 
 HOLD = """
 import sys
-from dcr_hf.occupied import occupying
-with occupying(sys.argv[1]):
+from dcr_hf.occupied import locked
+with locked(sys.argv[1]):
     print("in", flush=True)
     input()
 """
@@ -33,13 +33,13 @@ def holder(tmp_path):
 def test_a_second_run_is_told_where_and_what_to_do(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(occupied, "PATIENCE", 0.1)
     with pytest.raises(BlockingIOError, match=rf"{tmp_path / 'out'}.*choose another --output_dir"):
-        with occupying(tmp_path / "out"):
+        with locked(tmp_path / "out"):
             raise AssertionError("both are in")
 
 
 def test_only_the_first_process_of_a_run_asks(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(occupied, "PATIENCE", 0.1)
-    with occupying(tmp_path / "out", first=False):
+    with locked(tmp_path / "out", first=False):
         pass
 
 
@@ -47,15 +47,15 @@ def test_only_the_first_process_of_a_run_asks(holder, tmp_path, monkeypatch):
 def test_a_run_that_was_killed_leaves_the_folder_free(holder, tmp_path, end):
     holder.send_signal(end)
     holder.wait()
-    with occupying(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         pass
 
 
 def test_a_folder_is_free_again_after_an_error(tmp_path):
     with pytest.raises(KeyError):
-        with occupying(tmp_path):
+        with locked(tmp_path):
             raise KeyError
-    with occupying(tmp_path):
+    with locked(tmp_path):
         pass
 
 

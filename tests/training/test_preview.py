@@ -9,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dcr_hf import DCRConfig, DCRTrainer, FrozenDenoiser
 from dcr_hf.data.augment import PositiveView
 from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.training.fit import tensorboard
 from dcr_hf.training.preview import Preview, draw_preview
-from dcr_hf.training.stages import encoder_stage, projector_stage, tensorboard
+from dcr_hf.training.stages import encoder_stage, projector_stage
 from helpers.runs import short_run
 from helpers.tiny_models import CONDITION_WIDTH
 
@@ -101,7 +102,7 @@ def test_previews_are_drawn_before_and_after_and_change_no_bit(clip_folder, sd_f
         if name == "stage2":
             model = encoder_stage(model.encoder, model.projector, args)
         denoiser = FrozenDenoiser.from_pretrained(str(sd_folder))
-        DCRTrainer(model, args, denoiser, train_dataset=items, callbacks=tensorboard(args, 0)).train()
+        DCRTrainer(model, args, denoiser, train_dataset=items, callbacks=tensorboard(args, None)).train()
         return model.state_dict()
 
     expected = run(tmp_path / "without")

@@ -24,9 +24,9 @@ from dcr_hf.training.checkpoints import (
     MARK,
     ResumeError,
     check_resume,
-    remove_torn,
+    complete_checkpoints,
+    remove_incomplete,
     rotate,
-    whole_checkpoints,
     writing,
 )
 from dcr_hf.training.trainer import DCRTrainer
@@ -205,7 +205,7 @@ def test_two_processes_killed_or_signalled_and_resumed_end_alike(options, two_un
     assert code != 0 and "exitcode  : 75" in error
     steps = set(re.findall(r"stopped by a signal at step (\d+) of 12", error))
     assert len(steps) == 1
-    assert whole_checkpoints(signalled / "stage2")[-1].name == f"checkpoint-{steps.pop()}"
+    assert complete_checkpoints(signalled / "stage2")[-1].name == f"checkpoint-{steps.pop()}"
 
     for output in (killed, signalled):
         code, error = end_of(launch_two(options, output))
@@ -218,7 +218,7 @@ def test_a_torn_newest_checkpoint_is_not_taken(options, run_here, uninterrupted,
     folder = options["--output_dir"] / stage
     with at_step(monkeypatch, stage, 4, crash), pytest.raises(Crash):
         run_here(options)
-    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     (folder / "checkpoint-3" / MARK).unlink()
     (folder / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
     assert run_here(options)[0] == 0
@@ -234,7 +234,7 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_code_75(options, run_here,
     assert code == 75
     assert logged_steps(options["--output_dir"] / "stage2") == [1, 2, 3]
     assert "stopped by a signal at step 3 of 6" in error and "same command again" in error
-    assert [path.name for path in whole_checkpoints(options["--output_dir"] / "stage2")] == ["checkpoint-3"]
+    assert [path.name for path in complete_checkpoints(options["--output_dir"] / "stage2")] == ["checkpoint-3"]
     assert not (options["--output_dir"] / "clip-tiny-dcr").exists()
     assert signal.getsignal(number) is before
     assert run_here(options)[0] == 0
@@ -257,10 +257,11 @@ def test_a_second_signal_stops_at_once(options, tmp_path):
 
 
 def test_dying_between_the_last_checkpoint_and_the_result(options, run_here, uninterrupted, monkeypatch):
-    from dcr_hf.training import stages
+
+    from dcr_hf.training import fit
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(stages, "put_in_place", lambda *args: crash())
+        patch.setattr(fit, "put_in_place", lambda *args: crash())
         run_here(options)
     assert (options["--output_dir"] / "stage1" / "checkpoint-4" / MARK).is_file()
     assert run_here(options)[0] == 0
@@ -357,7 +358,7 @@ def test_going_on_with_another_number_of_readers_reads_no_image_twice(options, r
 
     monkeypatch.setattr(DCRTrainer, "compute_loss", recording)
     interrupt(options, monkeypatch)
-    state = StreamState.read(whole_checkpoints(options["--output_dir"] / "stage2")[-1])
+    state = StreamState.read(complete_checkpoints(options["--output_dir"] / "stage2")[-1])
     assert state.lanes == 2 and state.batches == 4 and len(keys) == 12
     code, error = run_here(options | {"--dataloader_num_workers": 3}, "--resume_anyway")
     assert code == 2 and "dealt into 2 lanes" in error
@@ -379,7 +380,7 @@ def keep(folder, *steps):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
     keep(tmp_path, 1, 2, 3, 10)
     rotate(tmp_path, limit, best and str(tmp_path / best))
-    assert [path.name for path in whole_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
 
 
 def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monkeypatch):
@@ -389,20 +390,20 @@ def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monk
     options |= {"--save_total_limit": 1}
     folder = options["--output_dir"] / "stage1"
     marked = Counter()
-    mark_whole = resumable.mark_whole
+    mark_complete = resumable.mark_complete
 
     def die_before_the_second_mark(checkpoint, facts):
         marked[checkpoint.parent.name] += 1
         if marked["stage1"] == 2:
             raise Crash
-        mark_whole(checkpoint, facts)
+        mark_complete(checkpoint, facts)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(resumable, "mark_whole", die_before_the_second_mark)
+        patch.setattr(resumable, "mark_complete", die_before_the_second_mark)
         run_here(options)
-    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-1"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-1"]
     assert run_here(options)[0] == 0
-    assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-4"]
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-4"]
     assert_same(options["--output_dir"], uninterrupted)
 
 
@@ -410,7 +411,7 @@ def test_torn_checkpoints_are_removed_and_nothing_else(tmp_path):
     keep(tmp_path, 1, 2)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "runs").mkdir()
-    remove_torn(tmp_path)
+    remove_incomplete(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2", "runs"}
 
 
@@ -452,7 +453,10 @@ def test_a_full_disk_keeps_what_was_saved(options, run_here, uninterrupted, monk
         code, error = run_here(options)
     assert code == 2 and f"could not write {small_disk}/out/stage2/checkpoint-3" in error
     assert ("are missing" in error) == (seen == "beforehand")
-    assert [path.name for path in whole_checkpoints(small_disk / "out" / "stage2")] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in complete_checkpoints(small_disk / "out" / "stage2")] == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
     filler.unlink()
     assert run_here(options)[0] == 0
     assert_same(small_disk / "out", uninterrupted)

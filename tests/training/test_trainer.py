@@ -139,7 +139,7 @@ def test_logged_metrics_are_means_over_the_window(encoder, denoiser, tmp_path):
     class Recording(DCRTrainer):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
-            metrics = self.step_log._metrics[-1]
+            metrics = self.metrics_log._metrics[-1]
             seen.append({"loss": loss.item()} | {name: value.item() for name, value in metrics.items()})
             return loss
 

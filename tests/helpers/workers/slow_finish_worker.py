@@ -4,9 +4,9 @@ import time
 
 from dcr_hf import Recipe
 from dcr_hf.run import main
-from dcr_hf.training import stages
+from dcr_hf.training import fit
 
-finish_from = stages.finish_from
+finish_from = fit.finish_from
 
 
 def slowly(checkpoint, folder):
@@ -15,5 +15,5 @@ def slowly(checkpoint, folder):
 
 
 if __name__ == "__main__":
-    stages.finish_from = slowly
+    fit.finish_from = slowly
     main(Recipe(encoder="from/options"))
