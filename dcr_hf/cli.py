@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import deepspeed
 
 from dcr_hf.config import DCRConfig
-from dcr_hf.config.options import GROUPS, TRANSFORMERS, options_of
+from dcr_hf.config.options import GROUPS, Role, options_of
 from dcr_hf.errors import UserError, as_user_error
 
 
@@ -53,16 +53,37 @@ def parse(
     return parsed[0], parsed[1]
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option under one name, and no default where the help text says what None means."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return (
+            f"{action.option_strings[0]} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        )
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "__name__", "value").upper().replace("STRING_TO_BOOL", "BOOL")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
     """transformers' parser of dataclasses, with our groups in --help and errors of one line."""
 
     def __init__(self, kinds: list[type], **kwargs: Any):
-        super().__init__(kinds, **kwargs)
-        group_of = {option.name: option.group for kind in kinds for option in options_of(kind)}
-        ours = {title: self.add_argument_group(title) for title in GROUPS}
+        usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
+        super().__init__(kinds, formatter_class=_Formatter, usage=usage, **kwargs)
+        options = {option.name: option for kind in kinds for option in options_of(kind)}
+        groups = {title: self.add_argument_group(title) for title in GROUPS}
         for action in [action for action in self._optionals._group_actions if action.dest != "help"]:
             self._optionals._group_actions.remove(action)
-            ours[group_of.get(action.dest.removeprefix("no_"), TRANSFORMERS)]._group_actions.append(action)
+            option = options[action.dest]
+            groups[option.group]._group_actions.append(action)
+            if option.role is Role.REFUSED or action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

@@ -11,7 +11,28 @@ with CC3M from the hub. From local shards, with a smaller memory:
 from dcr_hf.config import Recipe
 from dcr_hf.run import main
 
-RECIPE = Recipe(encoder="google/siglip-so400m-patch14-224")
+RECIPE = Recipe(
+    encoder="google/siglip-so400m-patch14-224",
+    denoiser="Manojb/stable-diffusion-2-1-base",
+    train_data="pixparse/cc3m-wds",
+    # Stage 1 trains the projector; the encoder is frozen.
+    stage1_max_steps=100_000,
+    stage1_learning_rate=1e-4,
+    # Stage 2 trains the encoder, by LoRA on its vision side; the projector is frozen.
+    stage2_max_steps=4_600,
+    stage2_learning_rate=1e-5,
+)
+TRAINING = {
+    "per_device_train_batch_size": 16,  # each image has the 15 others as negatives; the paper has 8 devices
+    "gradient_accumulation_steps": 2,
+    "temperature": 0.1,
+    "lora_rank": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 10,
+}
 
 if __name__ == "__main__":
-    main(RECIPE)
+    main(RECIPE, **TRAINING)

@@ -1,16 +1,31 @@
 """What every training here changes of transformers' TrainingArguments, and what every recipe can be told to do."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 
-from dcr_hf.config.options import BUDGET, CHECKPOINTS, DATA, LOGGING, SPEED, Role, option
+from dcr_hf.config.options import BUDGET, CHECKPOINTS, DATA, LOGGING, SPEED, TRANSFORMERS, Role, option
 from dcr_hf.errors import UserError, as_user_error
 
-_PRECISION = "ACCELERATE_MIXED_PRECISION"
+LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+
+
+@contextlib.contextmanager
+def _launched_with(precision: str) -> Iterator[None]:
+    """Inside, the launcher's mixed precision is this one."""
+    launched = os.environ.get(LAUNCHED_PRECISION)
+    os.environ[LAUNCHED_PRECISION] = precision
+    try:
+        yield
+    finally:
+        del os.environ[LAUNCHED_PRECISION]
+        if launched is not None:
+            os.environ[LAUNCHED_PRECISION] = launched
 
 
 @dataclass(kw_only=True)
@@ -47,15 +62,17 @@ class TrainingOptions(TrainingArguments):
     optim: str = option("adamw_torch", "Optimizer, by transformers' name for it.", BUDGET)
     logging_steps: float = option(10, "Log every N optimizer steps.", LOGGING, Role.NEUTRAL)
     logging_nan_inf_filter: bool = option(
-        False, "Always false: a loss that is not finite stops the run and is not hidden.", LOGGING, Role.NEUTRAL
+        False, "Always false: a loss that is not finite stops the run and is not hidden.", TRANSFORMERS, Role.NEUTRAL
     )
     dataloader_num_workers: int = option(4, "Processes per rank that read and decode images.", SPEED)
-    remove_unused_columns: bool = option(False, "Always false: a batch is not rows of columns.", DATA, Role.NEUTRAL)
+    remove_unused_columns: bool = option(
+        False, "Always false: a batch is not rows of columns.", TRANSFORMERS, Role.NEUTRAL
+    )
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser takes the second type
         "tensorboard", "Where to log: tensorboard, wandb, none, ... as in transformers.", LOGGING, Role.NEUTRAL
     )
     ddp_find_unused_parameters: bool | None = option(
-        False, "Not needed: every trained parameter gets a gradient in every step.", SPEED, Role.NEUTRAL
+        False, "Not needed: every trained parameter gets a gradient in every step.", TRANSFORMERS, Role.NEUTRAL
     )
     max_bad_fraction: float = option(
         0.1,
@@ -76,7 +93,8 @@ class TrainingOptions(TrainingArguments):
             )
         # transformers checks what goes together by ValueError, and reads --deepspeed's file.
         with as_user_error("options of the Trainer", ValueError, OSError, KeyError, TypeError):
-            super().__post_init__()
+            with _launched_with(self.precision):  # TrainingArguments takes it over where --bf16 is false
+                super().__post_init__()
         if self.logging_nan_inf_filter:
             raise UserError("--logging_nan_inf_filter must stay false: a loss that is not finite stops the run.")
         if not 0 <= self.max_bad_fraction < 1:
@@ -87,16 +105,14 @@ class TrainingOptions(TrainingArguments):
                 raise UserError(f"--{name} is {value}; it must be 0 or more.")
 
     def _choose_precision(self, on_gpu: bool) -> None:
-        """The option decides; where it is not given, the launcher; then the device. accelerate reads the launcher's
-        variable wherever the Trainer passes nothing, so it gets the decision: what ran is what the options say."""
-        launched = os.environ.get(_PRECISION, "no")
+        """The option decides; where it is not given, the launcher; then the device."""
+        launched = os.environ.get(LAUNCHED_PRECISION, "no")
         if launched not in ("no", "bf16", "fp16"):
             raise UserError(f"the launcher's --mixed_precision is {launched}; give no, bf16 or fp16.")
         if self.bf16 is None and launched == "fp16":
             self.fp16 = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and (launched == "bf16" or (on_gpu and torch.cuda.is_bf16_supported()))
-        os.environ[_PRECISION] = self.precision
 
     @property
     def precision(self) -> str:

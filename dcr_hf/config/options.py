@@ -88,7 +88,8 @@ def options_of(kind: type) -> Iterator[Option]:
             role = Role.RESULT
         elif field.name in NEUTRAL:
             role = Role.NEUTRAL
-        if field.name in refused and (role is None or field.name in getattr(kind, "SET_BY_STAGE", {})):
+        by_stage = field.name in getattr(kind, "SET_BY_STAGE", {})
+        if by_stage or (role is None and field.name in refused):
             role = Role.REFUSED
         yield Option(field.name, default, group, role, refused.get(field.name, ""))
 
@@ -116,7 +117,12 @@ def facts_of(options: Any) -> dict[str, Any]:
 
     The number of steps is one of them only where the learning rate's schedule depends on it.
     """
-    facts = {o.name: getattr(options, o.name) for o in options_of(type(options)) if o.role is Role.RESULT}
+    by_stage = getattr(options, "SET_BY_STAGE", {}).keys() & CHANGE_RESULT
+    facts = {
+        o.name: getattr(options, o.name)
+        for o in options_of(type(options))
+        if o.role is Role.RESULT or o.name in by_stage
+    }
     if str(getattr(options, "lr_scheduler_type", "")).rpartition(".")[2].lower() in _ANY_LENGTH:
         for name in ("max_steps", "num_train_epochs"):
             facts.pop(name, None)

@@ -7,7 +7,7 @@ import torch
 
 from dcr_hf.config.base import TrainingOptions
 from dcr_hf.config.checks import check_values
-from dcr_hf.config.options import BUDGET, DATA, EVALUATION, OBJECTIVE, RELEASED, SPEED, Role, option
+from dcr_hf.config.options import BUDGET, DATA, EVALUATION, OBJECTIVE, RELEASED, SPEED, TRANSFORMERS, Role, option
 
 ObjectiveName = Literal["dcr", "reconstruction", "contrastive", "joint"]
 
@@ -40,7 +40,7 @@ class DCRConfig(TrainingOptions):
     )
     warmup_steps: float = option(10, "Steps of linear warm-up.", BUDGET)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", BUDGET)
-    dataloader_drop_last: bool = option(True, "Always true: the batch size is part of the objective.", BUDGET)
+    dataloader_drop_last: bool = option(True, "Always true: the batch size is part of the objective.", TRANSFORMERS)
     objective: ObjectiveName = option(
         "dcr",
         "dcr: the paper's. reconstruction: mean squared error of the prediction under an image's own condition. "

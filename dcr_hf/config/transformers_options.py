@@ -5,7 +5,8 @@
 
 CHANGE_RESULT = frozenset(
     """
-    max_steps num_train_epochs learning_rate lr_scheduler_kwargs
+    max_steps num_train_epochs learning_rate lr_scheduler_kwargs max_grad_norm
+    per_device_train_batch_size gradient_accumulation_steps
     optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon
     fp16 tf32 torch_compile torch_compile_backend torch_compile_mode full_determinism
     seed data_seed accelerator_config deepspeed fsdp fsdp_config ddp_backend ddp_bucket_cap_mb
@@ -22,7 +23,7 @@ NEUTRAL = frozenset(
     eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
     save_strategy save_steps save_on_each_node save_total_limit
     push_to_hub hub_token hub_private_repo hub_model_id
-    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataloader_multiprocessing_context
     ddp_broadcast_buffers ddp_static_graph ddp_timeout
     """.split()
