@@ -6,14 +6,14 @@ import sys
 
 import pytest
 import torch
-from evaluation.layouts import write_mmvp
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, SiglipVisionModel
 
-from dcr_hf import Recipe, run
+from dcr_hf import DCRConfig, Recipe, run
 from dcr_hf.cli import parse
 from dcr_hf.export.run_facts import RunFacts
 from dcr_hf.models.projector import Projector
+from helpers.evaluation_layouts import write_mmvp
 from helpers.images import write_shard
 from helpers.programs import ACCELERATE, ROOT, run_program, run_python
 from helpers.tiny_models import save_clip

@@ -1,24 +1,15 @@
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
-from helpers.images import encoded, photographs
+from helpers.images import encoded, photographs, png_claiming
 
 
 def photo(side=64):
     return photographs(3, side)[2]
-
-
-def png_claiming(width, height):
-    """A PNG of that size in its header, and next to nothing behind it: what a decompression bomb looks like."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0" * 99)]
-    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def damaged(content):

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluation.layouts import write_class_folders, write_classification
 from torch.nn import functional as F
 from transformers import SiglipVisionModel
 
@@ -17,6 +16,7 @@ from dcr_hf.diagnostics.scatter import compare, over_seeds, scatter, slopes, squ
 from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.projector import Projector
+from helpers.evaluation_layouts import write_class_folders, write_classification
 from helpers.tiny_models import CONDITION_WIDTH, EMBEDDING_WIDTH
 
 LABELS = np.array([0, 0, 1, 1])

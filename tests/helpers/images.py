@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -42,3 +44,10 @@ def write_shard(path: Path, samples: dict[str, bytes | dict[str, bytes]]) -> Pat
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def png_claiming(width, height):
+    """A PNG of that size in its header, and next to nothing after it: what a decompression bomb looks like."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0" * 99)]
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)

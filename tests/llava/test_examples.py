@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_images import png_claiming
 
 from dcr_hf.data.bad_images import WINDOW
 from dcr_hf.llava.conversations import IGNORED
@@ -14,7 +13,7 @@ from dcr_hf.llava.examples import Examples, LengthGroups, RandomOrder, check_ima
 from dcr_hf.llava.folder import processor_for
 from dcr_hf.llava.records import read_records
 from dcr_hf.llava.tower import read_tower
-from helpers.images import encoded, photographs
+from helpers.images import encoded, photographs, png_claiming
 from helpers.tiny_llava import turns, write_data
 from helpers.tiny_models import MEAN, STD
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from dcr_hf.training import lock as occupied
+from dcr_hf.training import lock
 from dcr_hf.training.checkpoints import MARK
 from dcr_hf.training.lock import locked
 from helpers.programs import ROOT, run_program
 
 HOLD = """
 import sys
-from dcr_hf.occupied import locked
+from dcr_hf.training.lock import locked
 with locked(sys.argv[1]):
     print("in", flush=True)
     input()
@@ -31,14 +31,14 @@ def holder(tmp_path):
 
 
 def test_a_second_run_is_told_where_and_what_to_do(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(occupied, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with pytest.raises(BlockingIOError, match=rf"{tmp_path / 'out'}.*choose another --output_dir"):
         with locked(tmp_path / "out"):
             raise AssertionError("both are in")
 
 
 def test_only_the_first_process_of_a_run_asks(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(occupied, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with locked(tmp_path / "out", first=False):
         pass
 
