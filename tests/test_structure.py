@@ -36,8 +36,14 @@ EVALUATION = [
 ENTRANCES = {"__init__", "__main__"}
 
 
+class _WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node):
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
 def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The names that a file imports when it runs."""
+    for node in ast.walk(_WithoutTypes().visit(ast.parse(path.read_text()))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -144,7 +144,7 @@ def test_evaluations_that_are_announced(tmp_path, options, expected):
     [
         ({"num_negatives": 16}, "--num_negatives is 16; each image has 15 others"),
         ({"num_negatives": 0}, "--num_negatives is 0"),
-        ({"gather_conditions": True}, "--gather_conditions takes negatives from other processes"),
+        ({"gather_conditions": True}, "--gather_conditions takes negatives from other ranks"),
         ({"pair_chunk_size": "some"}, "--pair_chunk_size is some"),
         ({"pair_chunk_size": -2}, "--pair_chunk_size is -2"),
     ],

@@ -194,7 +194,7 @@ def test_a_run_without_measurements_leaves_no_files(tmp_path):
     [
         ({"stage": "1"}, {"objective": "reconstruction"}, "in stage 1 only dcr has two, not reconstruction"),
         ({}, {"log_gradient_conflict_every": -1}, "--log_gradient_conflict_every is -1"),
-        ({}, {"fp16": True}, "whole gradients at their true scale"),
+        ({}, {"fp16": True}, "complete gradients at their true scale"),
     ],
 )
 def test_where_it_cannot_be_measured_is_said_first(tmp_path, recipe, options, message):

@@ -244,7 +244,7 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_code_75(options, run_here,
 def test_a_second_signal_stops_at_once(options, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, signal; from dcr_hf import Recipe, run; from dcr_hf.trainer import DCRTrainer\n"
+        "import os, signal; from dcr_hf import Recipe, run; from dcr_hf.training.trainer import DCRTrainer\n"
         "def twice(*args, **kwargs):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('still here')\n"
