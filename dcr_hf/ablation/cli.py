@@ -12,9 +12,9 @@ from dcr_hf.ablation.plots import draw
 from dcr_hf.ablation.summary import markdown
 from dcr_hf.ablation.trials import Trial, train_all
 from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
-from dcr_hf.cli import ends_with_a_line
+from dcr_hf.errors import UserError, as_user_error, exit_on_user_error
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.scoring.results import write_text
+from dcr_hf.evaluation.scoring.results import write_text, writes_to
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
@@ -27,12 +27,14 @@ _SIZE = SIZES["mini"].image_size
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure what is not done yet; write ablation-DATA.json, .md and .png."""
-    with ends_with_a_line():
+    with exit_on_user_error():
         options, extra = _parser().parse_known_args(arguments)
         if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
-            raise ValueError(f"--variants names {min(repeated)} twice.")
+            raise UserError(f"--variants names {min(repeated)} twice.")
         if options.jobs < 1:
-            raise ValueError(f"--jobs {options.jobs}: at least 1 run has to go on at a time.")
+            raise UserError(f"--jobs {options.jobs}: at least 1 run has to go on at a time.")
+        with as_user_error(f"--launcher {options.launcher}", ValueError):
+            launcher = shlex.split(options.launcher)
         shards = Path(options.train_data or options.output_dir / "scenes" / "train")
         common = {"encoder": options.encoder, "denoiser": options.denoiser, "train_data": shards}
         trials = [
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
             trial.check()
         data = _data(options)
         prepare({ORIGINAL: trials[0].encoder}, options.benchmarks, data)  # refuses what it could not measure later
-        train_all(trials, shlex.split(options.launcher), options.jobs)
+        train_all(trials, launcher, options.jobs)
         cache = options.output_dir / "cache"
         found = [
             trial.outcome(trial.measure(options.benchmarks, data, cache))
@@ -58,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         facts = {"command": shlex.join(["python", *sys.argv]), "data": data.name, "common": COMMON, "extra": extra}
         write_text(place.with_suffix(".json"), json.dumps(facts | {"runs": found}, indent=1) + "\n")
         write_text(place.with_suffix(".md"), markdown(found))
-        draw(found).savefig(place.with_suffix(".png"), dpi=130)
+        with writes_to(options.output_dir):
+            draw(found).savefig(place.with_suffix(".png"), dpi=130)
         print(markdown(found))
 
 

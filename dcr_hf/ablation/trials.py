@@ -13,7 +13,8 @@ from tqdm import tqdm
 from dcr_hf.ablation.variants import COMMON, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
 from dcr_hf.cli import parse
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.evaluation.scoring.results import Results, read_results, write_text
+from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.evaluation.scoring.results import Results, read_results, write_text, writes_to
 from dcr_hf.export import export_folders
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.run import check
@@ -51,7 +52,7 @@ class Trial:
         """`{seed}` in a path or id stands for the seed. `extra` are words of the command line, which win.
 
         Raises:
-            ValueError: an option that does not exist, or that the variant itself changes.
+            UserError: an option that does not exist, or that the variant itself changes.
         """
         options = COMMON | common | VARIANTS[variant] | {"seed": seed, "output_dir": output / f"seed{seed}" / variant}
         words = [
@@ -60,7 +61,7 @@ class Trial:
         ]
         given = {word.removeprefix("--").split("=")[0] for word in extra if word.startswith("--")}
         if taken := given & {*VARIANTS[variant], "output_dir", "seed", "stage"}:
-            raise ValueError(f"--{min(taken)} is what the ablation varies ({variant}); leave it out.")
+            raise UserError(f"--{min(taken)} is what the ablation varies ({variant}); leave it out.")
         recipe, args = parse(Recipe(encoder=""), {}, words)
         if recipe.stage == END_TO_END:  # as many steps as the two stages of the others together
             words += ["--stage2_max_steps", str(recipe.stage1_max_steps + recipe.stage2_max_steps)]
@@ -83,9 +84,11 @@ class Trial:
         """In a process of its own. A finished run is left as it is, an interrupted one goes on."""
         if self.enhanced is None or self.enhanced.is_dir():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log.txt").open("a") as log:
-            command = [*launcher, "-m", "dcr_hf.ablation.one", *self.words, "--disable_tqdm", "True"]
+        with writes_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = (self.folder / "log.txt").open("a")
+        command = [*launcher, "-m", "dcr_hf.ablation.one", *self.words, "--disable_tqdm", "True"]
+        with log, as_user_error(f"--launcher {' '.join(launcher)}", FileNotFoundError, PermissionError):
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         if done.returncode:
             raise RuntimeError(

@@ -15,9 +15,11 @@ from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
+from dcr_hf.errors import NotFoundError, UserError, exit_on_user_error
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
+from dcr_hf.evaluation.scoring.results import writes_to
 from dcr_hf.models.families import check_encoder
 from dcr_hf.models.projector import Projector, check_projector
 
@@ -27,11 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_scatter(commands)
     options = parser.parse_args(arguments)
-    try:
+    with exit_on_user_error():
         print(run_scatter(options))
-    except (OSError, ValueError) as error:
-        # From a loader's worker the message comes wrapped in the worker's traceback; its last line is ours.
-        parser.exit(2, f"error: {str(error).strip().splitlines()[-1].split('ImageError: ')[-1]}\n")
 
 
 def _add_scatter(commands) -> None:
@@ -61,7 +60,7 @@ def run_scatter(options: argparse.Namespace) -> str:
     """Check, measure, write; returns the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, options.seeds))}: give each once.")
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: give each once.")
     encoder = PretrainedEncoder("encoder", options.encoder, device=device)
     place = check_projector(options.projector, check_encoder(encoder.base), check_denoiser(options.denoiser))
     data = _read(options.data)
@@ -89,10 +88,11 @@ def run_scatter(options: argparse.Namespace) -> str:
 
 
 def _write(folder: Path, result: dict[str, Any], figure: Figure) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
-    figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
+        figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
 
 
 def _read(name: str) -> LabeledImages:
@@ -101,7 +101,7 @@ def _read(name: str) -> LabeledImages:
         folder = folder.resolve()
         return read_labeled(folder.name, None, folder.parent)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--data {name!r} is neither a folder here nor a hub id such as clip-benchmark/wds_vtab-cifar10."
         )
     return read_labeled(name.split("/")[-1], name, None)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.embed import pixel_batches
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
@@ -17,14 +18,14 @@ def choose_images(labels: np.ndarray, classes: int, images_per_class: int) -> np
     """Numbers of images of at most so many classes, and of each at most so many; the same ones at every call.
 
     Raises:
-        ValueError: fewer than two classes, or not two images of any.
+        UserError: fewer than two classes, or not two images of any.
     """
     generator = np.random.default_rng(0)
     present = np.unique(labels)
     chosen = np.sort(generator.permutation(present)[:classes])
     rows = [generator.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in chosen]
     if len(rows) < 2 or max(map(len, rows)) < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(rows)} classes of at most {max(map(len, rows))} images: scatter within and between classes needs "
             "two classes, and two images of one of them."
         )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dcr_hf.errors import UserError
+
 WAYS = ("within", "between")
 # Pairs that are as good as one point in the embedding space say nothing of the slope between the spaces.
 _SAME = 1e-10
@@ -34,7 +36,7 @@ def slopes(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray) 
         does not bound the second.
 
     Raises:
-        ValueError: there is no scatter to compare, or no m above 0.
+        UserError: there is no scatter to compare, or no m above 0.
     """
     averages, _ = _averages(labels)
     of_means = (averages @ gram @ averages.T for gram in (embeddings, predictions))
@@ -45,10 +47,10 @@ def _slope(what: str, embeddings: np.ndarray, predictions: np.ndarray) -> float:
     apart = squared_distances(embeddings)
     different = apart > _SAME
     if not different.any():
-        raise ValueError(f"all {what} have one embedding: there is no scatter to compare.")
+        raise UserError(f"all {what} have one embedding: there is no scatter to compare.")
     least = (squared_distances(predictions)[different] / apart[different]).min()
     if least <= 0:
-        raise ValueError(
+        raise UserError(
             f"two {what} with different embeddings have one prediction: theorem 1 needs an m above 0. Does the "
             "projector belong to this encoder and denoiser?"
         )

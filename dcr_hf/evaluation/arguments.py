@@ -31,8 +31,3 @@ def not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
-
-
-def image_reason(error: Exception) -> str:
-    """An ImageError's message; from a loader's worker it comes wrapped in the worker's traceback, as its last line."""
-    return str(error).strip().splitlines()[-1].split("ImageError: ")[-1]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.image_sets import ImageSet
 from dcr_hf.evaluation.readers.mmvp import read_mmvp
 from dcr_hf.evaluation.readers.shards import read_captioned, read_labeled
@@ -68,16 +69,16 @@ def parse_benchmarks(names: list[str], data_root: Path | None) -> list[tuple[str
     """`clustering`, `clustering:dtd` ... -> (benchmark, set), each once. A folder of DATA_ROOT is a set as well.
 
     Raises:
-        ValueError: unknown benchmark or set; lists the known ones.
+        UserError: unknown benchmark or set; lists the known ones.
     """
     chosen = []
     for name in names:
         benchmark, _, chosen_set = name.partition(":")
         if benchmark not in BENCHMARKS:
-            raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+            raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
         known = BENCHMARKS[benchmark].sets
         if chosen_set and chosen_set not in known and not (data_root and (data_root / chosen_set).is_dir()):
-            raise ValueError(
+            raise UserError(
                 f"unknown set {chosen_set!r} of benchmark {benchmark}; known: {', '.join(known)}, or the name of a "
                 f"folder below --data_root ({data_root or 'not given'})."
             )
@@ -89,7 +90,7 @@ def read_sets(chosen: list[tuple[str, str]], data_root: Path | None) -> dict[tup
     """The data of each (benchmark, set); what two benchmarks share is read once.
 
     Raises:
-        FileNotFoundError, ValueError: a set that is missing or broken, by name.
+        NotFoundError, UserError: a set that is missing or broken, by name.
     """
     read: dict[tuple, ImageSet] = {}
     for name, each in chosen:

@@ -9,11 +9,11 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
+from dcr_hf.errors import exit_on_user_error
+from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.readers.decode import ImageError
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
@@ -29,10 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
     PartialState(cpu=not torch.accelerator.is_available())
-    try:
+    with exit_on_user_error():
         results = _compare(parser, options) if options.compare else _evaluate(parser, options)
-    except ImageError as error:
-        parser.exit(1, f"error: {image_reason(error)}\n")
     if results is not None:
         print(markdown(make_tables(results)))
         print(f"Written: {options.output_dir}/results.json, results.md, report.html, predictions/")
@@ -49,12 +47,8 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     encoders = named_paths(parser, "--encoders", options.encoders)
     # cuDNN computes float32 convolutions in TF32 unless told not to: about 1e-3 off, and pairs turn on less.
     torch.backends.cudnn.allow_tf32 = False
-    try:
-        prepared = prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
     return execute(
-        prepared,
+        prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype),
         output_dir=options.output_dir,
         cache_dir=options.cache_dir,
         seeds=tuple(options.seeds),
@@ -68,10 +62,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Re
         parser.error("--compare merges earlier runs; --encoders and --benchmarks do not go with it")
     if not PartialState().is_main_process:
         return None
-    try:
-        return compare_runs(options.compare, options.output_dir)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
+    return compare_runs(options.compare, options.output_dir)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.scoring.results import Results, read_rows
 from dcr_hf.evaluation.scoring.scores import Scored
@@ -76,12 +77,12 @@ def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:
     """Scores again from the prediction files, by (encoder, benchmark, set).
 
     Raises:
-        ValueError: predictions of another benchmark, as recipes/evaluate_mllm.py keeps them.
+        UserError: predictions of another benchmark, as recipes/evaluate_mllm.py keeps them.
     """
     scored = {}
     for row in results.predictions:
         if row["benchmark"] not in BENCHMARKS:
-            raise ValueError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
+            raise UserError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
         each = BENCHMARKS[row["benchmark"]].score(row["set"], read_rows(row["path"]))
         each.feature = row["feature"]
         scored[row["encoder"], row["benchmark"], row["set"]] = each

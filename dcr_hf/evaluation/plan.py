@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import ImageSet
@@ -43,7 +44,7 @@ def prepare(
     """Check names, encoders (path or id by name) and data, and read the data's tables.
 
     Raises:
-        ValueError, FileNotFoundError: what is wrong, by name; also when nothing is left to run.
+        UserError, NotFoundError: what is wrong, by name; also when nothing is left to run.
     """
     chosen = parse_benchmarks(benchmarks, data_root)
     loaded = [PretrainedEncoder(name, path, dtype, PartialState().device) for name, path in encoders.items()]
@@ -51,7 +52,7 @@ def prepare(
     for line in refused:
         logger.warning("refused: %s", line)
     if not plans:
-        raise ValueError(f"nothing to run: {'; '.join(refused)}.")
+        raise UserError(f"nothing to run: {'; '.join(refused)}.")
     return Prepared(loaded, plans, refused, benchmarks)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.mllm.cv_bench import read_cv_bench, score_cv_bench
 from dcr_hf.mllm.mmvp import judge_option, read_mmvp_questions, score_mmvp
@@ -38,11 +39,11 @@ def read_benchmarks(names: list[str], data_root: Path | None) -> dict[str, Quest
     """Each once, in the order asked for.
 
     Raises:
-        ValueError: an unknown benchmark; with FileNotFoundError, data that is missing or broken, by name.
+        UserError: an unknown benchmark; with FileNotFoundError, data that is missing or broken, by name.
     """
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
+        raise UserError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
     return {name: BENCHMARKS[name].read(name, BENCHMARKS[name].hub_id, data_root) for name in dict.fromkeys(names)}
 
 

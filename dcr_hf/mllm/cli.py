@@ -9,12 +9,13 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
+from dcr_hf.errors import exit_on_user_error
+from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
 from dcr_hf.evaluation.embedding.encoders import DTYPES
-from dcr_hf.evaluation.readers.decode import ImageError
 from dcr_hf.evaluation.report.table import markdown
+from dcr_hf.evaluation.scoring.results import writes_to
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
-from dcr_hf.mllm.model import Llava, ModelError
+from dcr_hf.mllm.model import Llava
 from dcr_hf.mllm.run import execute
 from dcr_hf.mllm.tables import make_tables
 
@@ -34,27 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     automatic = "float32" if state.device.type == "cpu" else "float16"
     dtype = automatic if options.dtype == "auto" else options.dtype
     asking = (options.batch_size, options.workers, options.max_new_tokens)
-    try:
+    with exit_on_user_error():
         models = [Llava(name, path, dtype, state.device, *asking) for name, path in paths.items()]
         data = read_benchmarks(options.benchmarks, options.data_root)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
-    except OSError as error:
-        parser.error(f"--output_dir {options.output_dir} cannot be made: {error.strerror}")
-    try:
+        with writes_to(options.output_dir):
+            options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
         results = execute(models, data, options.output_dir, options.cache_dir, options.batch_size)
-    except ImageError as error:
-        parser.exit(1, f"error: {image_reason(error)}\n")
-    except ModelError as error:
-        parser.exit(1, f"error: {error}\n")
-    except torch.OutOfMemoryError as error:
-        parser.exit(
-            1,
-            f"error: out of memory at --batch_size {options.batch_size}: {error}\nThe replies so far are kept: run "
-            "the same command with a smaller --batch_size, or --dtype float16 or bfloat16.\n",
-        )
     if results is not None:
         print(markdown(make_tables(results)))
         print(f"Written: {options.output_dir}/results.json, results.md, report.html, unparsed.jsonl, predictions/")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.evaluation.scoring.statistics import bootstrap
@@ -20,7 +21,7 @@ def read_cv_bench(name: str, hub_id: str, data_root: Path | None) -> QuestionSet
     """The split `test`, both halves.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_parquet`; a row whose answer is none of its choices, an unknown source,
+        NotFoundError, UserError: as `read_parquet`; a row whose answer is none of its choices, an unknown source,
             one name twice; a source without a single row.
     """
     located = locate(name, hub_id, data_root, ["*.parquet"])
@@ -30,12 +31,12 @@ def read_cv_bench(name: str, hub_id: str, data_root: Path | None) -> QuestionSet
     present = {question.facts["source"] for question in questions}
     for source in SOURCES:
         if source not in present:
-            raise ValueError(
+            raise UserError(
                 f"{TITLE}: {located.folder} has no row of {source}, and its scores need all of {', '.join(SOURCES)}: "
                 "are both test_2d.parquet and test_3d.parquet there?"
             )
     if len({question.item for question in questions}) < len(questions):
-        raise ValueError(f"{TITLE}: rows of {located.folder} share an idx. Are there two copies of the files in it?")
+        raise UserError(f"{TITLE}: rows of {located.folder} share an idx. Are there two copies of the files in it?")
     return QuestionSet(TITLE, images, located.source, located.revision, questions)
 
 
@@ -43,7 +44,7 @@ def _question(folder: Path, place: int, row: dict) -> Question:
     letters = string.ascii_uppercase[: len(row["choices"] or [])]
     answer = str(row["answer"]).strip().strip("()")
     if len(letters) < 2 or answer not in list(letters) or row["source"] not in SOURCES:
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {place} of {folder} (idx {row['idx']}) has the choices {row['choices']}, the answer "
             f"{row['answer']!r} and the source {row['source']!r}; expected two choices or more, the letter of one of "
             f"them as '(A)', and {', '.join(SOURCES)}."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.image_sets import FileImages
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
@@ -26,8 +27,8 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
     """The questions in pairs, as rows (1, 2), (3, 4), ... of the file are.
 
     Raises:
-        FileNotFoundError: the table or images are missing; all missing images are counted, the first one named.
-        ValueError: columns are missing; a row out of order, without options, or whose answer is none of them.
+        NotFoundError: the table or images are missing; all missing images are counted, the first one named.
+        UserError: columns are missing; a row out of order, without options, or whose answer is none of them.
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", "MMVP Images/*"])
     path = located.folder / "Questions.csv"
@@ -35,7 +36,7 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
     images = [f"MMVP Images/{row['Index']}.jpg" for row in rows]
     missing = [image for image in images if not (located.folder / image).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{TITLE}: {len(missing)} of {len(images)} images are missing, the first is {located.folder / missing[0]}."
             f" Expected in the folder: {LAYOUT}."
         )
@@ -50,30 +51,33 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
 
 def _read_rows(path: Path) -> list[dict]:
     if not path.is_file():
-        raise FileNotFoundError(f"{TITLE}: {path.parent} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+        raise NotFoundError(f"{TITLE}: {path.parent} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
+    with (
+        as_user_error(f"{TITLE}: {path}", csv.Error, OSError, UnicodeDecodeError),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
         reader = csv.DictReader(file, skipinitialspace=True)
         header = [SPELLINGS.get(name, name) for name in reader.fieldnames or []]
         missing = [name for name in COLUMNS if name not in header]
         if missing:
-            raise ValueError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
+            raise UserError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
         reader.fieldnames = header
         rows = [_checked(path, number, row) for number, row in enumerate(reader, start=1)]
     if not rows or len(rows) % 2:
-        raise ValueError(f"{TITLE}: {path} has {len(rows)} rows; rows are read in twos ({ROWS} published).")
+        raise UserError(f"{TITLE}: {path} has {len(rows)} rows; rows are read in twos ({ROWS} published).")
     return rows
 
 
 def _checked(path: Path, number: int, row: dict) -> dict:
     if any(row[name] is None for name in COLUMNS) or row["Index"].strip() != str(number):
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {path} is not '{number},Question,Options,(letter)': {list(row.values())}. Rows "
             "are numbered from 1 and read in twos."
         )
     found = re.findall(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", row["Options"].strip(), re.DOTALL)
     options, answer = dict(found), row["Correct Answer"].strip().strip("()")
     if len(options) < 2 or answer not in options:
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {path} has the options {row['Options']!r} and the answer "
             f"{row['Correct Answer']!r}; expected '(a) one (b) another' and the letter of one of them."
         )

@@ -1,13 +1,16 @@
 """A LLaVA-1.5 in transformers' format, by folder or id: checked before its weights are read, asked in batches."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
+from dcr_hf.errors import UserError, as_user_error
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.readers.decode import decode_image
@@ -18,7 +21,7 @@ from dcr_hf.mllm.questions import QuestionSet
 SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A folder that is no LLaVA-1.5, named; or weights that do not make one up, found out when they are read."""
 
 
@@ -64,7 +67,7 @@ class Llava:
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
         try:
             folder = read_llava(path)
-        except (OSError, ValueError) as error:
+        except UserError as error:
             raise ModelError(f"model {name}: {error}") from error
         strategy, needed = folder.config.vision_feature_select_strategy, folder.tower.kind.strategy
         if strategy != needed:
@@ -91,12 +94,14 @@ class Llava:
 
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            self.folder,
-            dtype=DTYPES[self.dtype],
-            device_map={"": self.device},
-            output_loading_info=True,
-        )
+        weights = as_user_error(f"model {self.name}: weights in {self.path}", OSError, SafetensorError)
+        with weights, self._enough_memory():
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                self.folder,
+                dtype=DTYPES[self.dtype],
+                device_map={"": self.device},
+                output_loading_info=True,
+            )
         if report["missing_keys"]:
             raise ModelError(
                 f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
@@ -126,17 +131,28 @@ class Llava:
     @torch.inference_mode()
     def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
         tokenizer = self.conversations.tokenizer
-        tokens = model.generate(
-            **inputs.to(self.device, dtype=DTYPES[self.dtype]),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,  # Vicuna's own generation settings sample
-            top_p=None,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # (B, prompt + reply)
+        with self._enough_memory():
+            tokens = model.generate(
+                **inputs.to(self.device, dtype=DTYPES[self.dtype]),
+                do_sample=False,
+                num_beams=1,
+                temperature=None,  # Vicuna's own generation settings sample
+                top_p=None,
+                max_new_tokens=self.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # (B, prompt + reply)
         said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
         return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in said]
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"model {self.name}: out of memory at --batch_size {self.batch_size}: {error} The replies so far are "
+                "kept: run the same command with a smaller --batch_size, or --dtype float16 or bfloat16."
+            ) from error
 
     def release(self) -> None:
         """Forget the loaded weights."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.evaluation.scoring.statistics import bootstrap
@@ -32,7 +33,7 @@ def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> Questio
     """Four questions a row. The truth is the benchmark's rule, by position, as its authors' script has it.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_parquet`; an unknown type of question.
+        NotFoundError, UserError: as `read_parquet`; an unknown type of question.
     """
     located = locate(name, hub_id, data_root, ["*.parquet"])
     rows, images = read_parquet(TITLE, located.folder, "*.parquet", COLUMNS, IMAGES, SPELLINGS)
@@ -54,7 +55,7 @@ def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> Questio
 def _questions(folder: Path, number: int, row: dict) -> list[Question]:
     kind = row["Question_Type"]
     if kind not in WORDS:
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {folder} has the type {kind!r}; expected {' or '.join(map(repr, WORDS))}."
         )
     questions = []

@@ -10,8 +10,9 @@ from typing import TextIO
 from accelerate import PartialState
 from tqdm import tqdm
 
+from dcr_hf.errors import UserError, as_user_error
 from dcr_hf.evaluation.embedding.store import key
-from dcr_hf.evaluation.scoring.results import write_text
+from dcr_hf.evaluation.scoring.results import write_text, writes_to
 from dcr_hf.mllm.model import Answerer
 from dcr_hf.mllm.questions import QuestionSet
 
@@ -29,14 +30,17 @@ class ReplyStore:
         for path in sorted(self.folder.glob("*.jsonl")):
             *lines, _ = path.read_bytes().split(b"\n")  # what stands behind the last line's end is not whole
             for line in lines:
-                row = json.loads(line)
+                with as_user_error(f"replies in {path}", json.JSONDecodeError, UnicodeDecodeError):
+                    row = json.loads(line)
                 replies[row["item"]] = row["reply"]
         return replies
 
     @contextmanager
     def writing(self) -> Iterator[TextIO]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8") as file:
+        with writes_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / f"{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8")
+        with file:
             yield file
 
 
@@ -66,7 +70,7 @@ def ask(model: Answerer, data: QuestionSet, cache_dir: Path) -> dict[str, str]:
     replies = store.read()
     lacking = [question.item for question in data.questions if question.item not in replies]
     if lacking:
-        raise RuntimeError(
+        raise UserError(
             f"{data.title}: {len(lacking)} replies of {model.name} are not in {store.folder}, such as that to "
             f"{lacking[0]}. --cache_dir must be one folder for all processes, also of several machines."
         )

@@ -3,11 +3,13 @@
 import json
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from dcr_hf.ablation import cli, plots, summary, trials
 from dcr_hf.ablation.variants import CLAIMS, COMPARED, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.errors import NotFoundError
 from dcr_hf.miniature import layouts
 
 SHORT = "--stage1_max_steps 1 --stage2_max_steps 1 --logging_steps 1 --per_device_train_batch_size 3"
@@ -148,6 +150,8 @@ def test_after_a_failure_nothing_else_is_started():
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--launcher", "accelerate 'launch"], "--launcher accelerate 'launch: No closing quotation"),
+        (["--data_root", "nowhere", "--benchmarks", "clustering:nothing"], "unknown set 'nothing'"),
         (["--benchmarks", "clustering:nothing"], "nothing"),
     ],
 )
@@ -157,3 +161,17 @@ def test_mistakes_end_it_before_anything_is_trained(words, told, pretrained, few
         cli.main([*given, "--output_dir", str(tmp_path), "--seeds", "3", *words])
     assert ended.value.code == 2 and told in capsys.readouterr().err
     assert not (tmp_path / "seed3").exists()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError])
+def test_errors_of_the_program_keep_their_traceback(kind, pretrained, few_scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "prepare", Mock(side_effect=kind("a bug")))
+    given = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
+    with pytest.raises(kind, match=r"^a bug$"):
+        cli.main([*given, "--output_dir", str(tmp_path), "--variants", "original"])
+
+
+def test_a_launcher_that_does_not_exist_is_named(tmp_path):
+    trial = trials.Trial("dcr", 0, ("--output_dir", str(tmp_path)), tmp_path / "run", "encoder")
+    with pytest.raises(NotFoundError, match=r"--launcher nowhere: .*No such file"):
+        trial.train(["nowhere"])

@@ -186,7 +186,7 @@ def test_parquet_without_a_column_is_named(tmp_path, name, images):
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} lacks {lacking}; it has the columns .*uestion"):
         read(name, tmp_path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"test_1.parquet is no whole parquet file"):
+    with pytest.raises(ValueError, match=r"test_1.parquet is not a complete parquet file"):
         read(name, tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no .*parquet. Expected are the hub's parquet files with the"):

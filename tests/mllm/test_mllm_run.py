@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.cli import main as evaluate_encoders
 from dcr_hf.evaluation.scoring.results import read_results, read_rows
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
@@ -167,7 +168,7 @@ def test_lost_replies_are_told(data_root, tmp_path):
         def answer(self, data, chosen):
             yield from list(super().answer(data, chosen))[:1]
 
-    with pytest.raises(RuntimeError, match=r"MMVP: 8 replies of a are not in .*--cache_dir must be one folder"):
+    with pytest.raises(UserError, match=r"MMVP: 8 replies of a are not in .*--cache_dir must be one folder"):
         ask(Silent("a", right_answer), read_benchmarks(["mmvp"], data_root)["mmvp"], tmp_path)
 
 
@@ -260,8 +261,8 @@ def test_unreadable_image_ends_the_run_by_name(llava, tmp_path, capsys):
     command += ["--output_dir", str(tmp_path / "o"), "--cache_dir", str(tmp_path / "c"), "--workers", "1"]
     with pytest.raises(SystemExit) as error:
         main(command)
-    assert error.value.code == 1
-    assert re.search(r"^error: MMVP Images/3.jpg: damaged image", capsys.readouterr().err, re.MULTILINE)
+    assert error.value.code == 2
+    assert re.search(r"^\S+: error: MMVP Images/3.jpg: damaged image", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path, capsys):
@@ -271,9 +272,11 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit) as error:
         main(arguments(data_root, [f"a={folder}"], tmp_path / "o", tmp_path / "c"))
-    assert error.value.code == 1
+    assert error.value.code == 2
     said = capsys.readouterr().err
-    assert re.search(r"^error: model a: 4 weights are missing .* such as .*multi_modal_projector", said, re.MULTILINE)
+    assert re.search(
+        r"^\S+: error: model a: 4 weights are missing .* such as .*multi_modal_projector", said, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
             r"model nowhere: '/nowhere' is neither a folder here nor a hub id",
         ),
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
-        (["--output_dir", __file__], r"--output_dir .*test_mllm_run.py cannot be made: File exists"),
+        (["--output_dir", __file__], r"test_mllm_run.py cannot be written: File exists"),
         (["--batch_size", "0"], r"0 is not positive"),
         (["--max_new_tokens", "-1"], r"-1 is not positive"),
         (["--workers", "-1"], r"-1 is negative"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.embedding.store import FeatureStore, key, remember
 from dcr_hf.evaluation.readers.decode import decode_image
@@ -117,7 +118,7 @@ class DiskEmbedder:
             for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
                 for kind, values in encoder.embed_images(pixels).items():
                     if not np.isfinite(values).all():
-                        raise ValueError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
+                        raise UserError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
                     waiting[kind] = np.concatenate([waiting[kind], values]) if kind in waiting else values
                 bar.update(len(pixels))
                 while mine and len(waiting["mean_patch"]) >= len(mine[0]):

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.embedding.inputs import ImageProcessor, TextTower
 from dcr_hf.hub import local_folder
@@ -31,7 +33,7 @@ class PretrainedEncoder:
         has_text: whether the checkpoint has a text tower and a tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: on creation, before weights are read, if the checkpoint cannot be measured.
+        NotFoundError, UserError: on creation, before weights are read, if the checkpoint cannot be measured.
     """
 
     def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
@@ -39,13 +41,14 @@ class PretrainedEncoder:
         self.trained, self.base = _trained_and_base(path)
         folder = local_folder(self.base)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is no folder of "
                 "save_pretrained and no stage-2 checkpoint. OpenAI-format files: python -m dcr_hf.convert FILE.pt OUT"
             )
-        config = AutoConfig.from_pretrained(folder)
+        with as_user_error(f"encoder {name}", OSError, ValueError):
+            config = AutoConfig.from_pretrained(folder)
         if config.model_type not in (*FAMILIES, *VISION_TOWERS):
-            raise ValueError(
+            raise UserError(
                 f"encoder {name}: {self.base} is a {config.model_type!r} model; supported are "
                 f"{', '.join((*FAMILIES, *VISION_TOWERS))}."
             )
@@ -60,7 +63,7 @@ class PretrainedEncoder:
         self.processor = ImageProcessor(self.base)
         expected = (config.vision_config if self.has_text else config).image_size
         if self.processor.image_size != expected:
-            raise ValueError(
+            raise UserError(
                 f"encoder {name}: its image processor makes {self.processor.image_size} pixels, its vision tower "
                 f"takes {expected}. Correct preprocessor_config.json in {self.base}."
             )
@@ -82,11 +85,12 @@ class PretrainedEncoder:
         if self.has_text:
             model = load_dual_encoder(self.base, self.trained)
         else:
-            model, report = VISION_TOWERS[self.model_type].from_pretrained(
-                self.base, dtype=torch.float32, output_loading_info=True
-            )
+            with as_user_error(f"encoder {self.name}: weights in {self.base}", OSError, SafetensorError):
+                model, report = VISION_TOWERS[self.model_type].from_pretrained(
+                    self.base, dtype=torch.float32, output_loading_info=True
+                )
             if report["missing_keys"]:
-                raise ValueError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
+                raise UserError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
         return model.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
 
     @cached_property
@@ -119,14 +123,14 @@ class PretrainedEncoder:
         """The stored feature that stands for `wanted`; `auto` is the joint space where the checkpoint has one.
 
         Raises:
-            ValueError: a lone CLIP vision tower asked for the joint space.
+            UserError: a lone CLIP vision tower asked for the joint space.
         """
         if wanted == "auto":
             return self.kinds[0]
         if wanted == "pooled" and not self.is_clip:
             return "projected"
         if wanted not in self.kinds:
-            raise ValueError(f"encoder {self.name} has no {wanted!r} features, only {', '.join(self.kinds)}.")
+            raise UserError(f"encoder {self.name} has no {wanted!r} features, only {', '.join(self.kinds)}.")
         return wanted
 
     def release(self) -> None:
@@ -138,5 +142,5 @@ class PretrainedEncoder:
 def _trained_and_base(path: str) -> tuple[Path | None, str]:
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise ValueError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
+        raise UserError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
     return (folder, trained_base(folder)) if has_encoder(folder) else (None, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from dcr_hf.errors import NotFoundError
 from dcr_hf.hub import local_folder
 
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillow")
@@ -23,7 +24,7 @@ def weights_revision(path: str, what: str = "encoder") -> str:
         return local_folder(path).name
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
-        raise FileNotFoundError(f"{what} {path} has no weights: no model*.safetensors in the folder.")
+        raise NotFoundError(f"{what} {path} has no weights: no model*.safetensors in the folder.")
     return hash_files(weights)
 
 

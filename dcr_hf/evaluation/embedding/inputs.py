@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
+from dcr_hf.errors import as_user_error
+
 TEXT_BATCH = 256
 
 
@@ -16,7 +18,8 @@ class ImageProcessor:
 
     def __init__(self, path: str):
         # Always the PIL backend: with torchvision installed the default resizes differently in the last digits.
-        self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        with as_user_error(f"image processor of {path}", OSError, ValueError):
+            self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         size = self.processor.crop_size or self.processor.size
         self.image_size = size["height"]
 
@@ -42,7 +45,8 @@ class TextTower:
 
     def __init__(self, model: PreTrainedModel, tokenizer_path: str):
         self.model = model
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        with as_user_error(f"tokenizer of {tokenizer_path}", OSError, ValueError):
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
         self.length = model.config.text_config.max_position_embeddings  # CLIP 77, SigLIP 64
 
     @torch.inference_mode()

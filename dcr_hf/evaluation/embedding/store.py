@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from dcr_hf.evaluation.scoring.results import writes_to
+
 CHUNK_ROWS = 128
 
 
@@ -44,25 +46,27 @@ class FeatureStore:
 
     def write(self, rows: range, features: dict[str, np.ndarray]) -> None:
         """Store the features of `rows`, one of the ranges that `pending` gave."""
-        self._chunks.mkdir(parents=True, exist_ok=True)
-        unfinished = self._chunks / f".{rows.start}-{os.getpid()}"
-        save_file({kind: np.ascontiguousarray(values) for kind, values in features.items()}, unfinished)
-        os.replace(unfinished, self._path(rows))
+        with writes_to(self._chunks):
+            self._chunks.mkdir(parents=True, exist_ok=True)
+            unfinished = self._chunks / f".{rows.start}-{os.getpid()}"
+            save_file({kind: np.ascontiguousarray(values) for kind, values in features.items()}, unfinished)
+            os.replace(unfinished, self._path(rows))
 
     def finish(self, **facts: object) -> None:
         """Join the chunks, one in memory at a time; `facts` go into the record for people who look at the cache."""
         chunks = [self._path(range(start, start + 1)) for start in range(0, self.rows, self.chunk_rows)]
         widths = {kind: values.shape[1] for kind, values in load_file(chunks[0]).items()}
-        for kind, width in widths.items():
-            unfinished = self.folder / f".{kind}-{os.getpid()}.npy"
-            with unfinished.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for chunk in chunks:
-                    file.write(load_file(chunk)[kind].astype("<f4").tobytes())
-            os.replace(unfinished, self.folder / f"{kind}.npy")
-        self._record.write_text(json.dumps({"rows": self.rows, "widths": widths, **facts}, indent=1))
-        shutil.rmtree(self._chunks)
+        with writes_to(self.folder):
+            for kind, width in widths.items():
+                unfinished = self.folder / f".{kind}-{os.getpid()}.npy"
+                with unfinished.open("wb") as file:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for chunk in chunks:
+                        file.write(load_file(chunk)[kind].astype("<f4").tobytes())
+                os.replace(unfinished, self.folder / f"{kind}.npy")
+            self._record.write_text(json.dumps({"rows": self.rows, "widths": widths, **facts}, indent=1))
+            shutil.rmtree(self._chunks)
 
     def load(self, kind: str) -> np.ndarray:
         """(rows, width), float32, memory-mapped."""
@@ -75,8 +79,10 @@ class FeatureStore:
 def remember(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The array at `path`, computed and stored if it is not there yet."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        np.save(unfinished, compute())
-        os.replace(unfinished, path)
+        values = compute()
+        with writes_to(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+            np.save(unfinished, values)
+            os.replace(unfinished, path)
     return np.load(path)

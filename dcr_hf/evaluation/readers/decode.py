@@ -5,12 +5,14 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from dcr_hf.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
 Image.init()  # all decoders: PIL does not load them by itself when it is told which formats to try
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be read. A benchmark with holes is no benchmark: the run ends."""
 
 

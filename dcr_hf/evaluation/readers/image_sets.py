@@ -8,6 +8,8 @@ from typing import Protocol
 import datasets
 import numpy as np
 
+from dcr_hf.errors import UserError, as_user_error
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -36,7 +38,8 @@ class FileImages:
         return self.paths[index]
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
+        with as_user_error(self.paths[index], OSError):
+            return (self.root / self.paths[index]).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class ShardImages:
         sample = self.table[index]
         found = [sample[column]["bytes"] for column in self.columns if sample[column] is not None]
         if len(found) != 1:
-            raise ValueError(f"sample {sample['__key__']} of {sample['__url__']} has {len(found)} images, not one.")
+            raise UserError(f"sample {sample['__key__']} of {sample['__url__']} has {len(found)} images, not one.")
         return found[0]
 
 

@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.readers.image_sets import Images, LabeledImages
 from dcr_hf.evaluation.report.cards import small_copy
-from dcr_hf.evaluation.scoring.results import slug, write_text
+from dcr_hf.evaluation.scoring.results import slug, write_text, writes_to
 from dcr_hf.evaluation.tasks.ranking import unit
 
 POINTS = 1500
@@ -45,11 +45,14 @@ def write_map(path: Path, embeddings: Embeddings, data: LabeledImages, kind: str
 
 def write_thumbnails(folder: Path, images: Images) -> None:
     """Every image, small, as JPEG files named by `thumbnail_name`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(images)):
         path = folder / thumbnail_name(images.name(index))
         if not path.is_file():
-            path.write_bytes(small_copy(images, index))
+            content = small_copy(images, index)
+            with writes_to(folder):
+                path.write_bytes(content)
 
 
 def thumbnail_name(image: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dcr_hf.errors import NotFoundError
 from dcr_hf.evaluation.report.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction
 from dcr_hf.evaluation.report.maps import thumbnail_name
 from dcr_hf.evaluation.report.plots import clustering_bars, encoder_colors, radar, tsne_map
@@ -123,4 +124,4 @@ def _thumbnail(name: str, folders: list[str]) -> str:
         path = Path(folder) / thumbnail_name(name)
         if path.is_file():
             return data_uri(path.read_bytes(), "jpeg")
-    raise FileNotFoundError(f"no small copy of {name} in {', '.join(folders)}: run recipes/evaluate.py on it again.")
+    raise NotFoundError(f"no small copy of {name} in {', '.join(folders)}: run recipes/evaluate.py on it again.")

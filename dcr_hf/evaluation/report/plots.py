@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from dcr_hf.errors import as_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.plotting import COLORS, FAINT, INK, STYLE, figure_uri
@@ -93,7 +94,8 @@ def clustering_bars(results: Results) -> str:
 
 def tsne_map(path: str | Path, title: str) -> str:
     """Points of one encoder's map, coloured by class; named in a legend up to twenty classes."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    with as_user_error(f"map {path}", OSError, json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     points, labels = np.array(content["points"]), np.array(content["labels"])
     present = np.unique(labels)
     palette = matplotlib.colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]

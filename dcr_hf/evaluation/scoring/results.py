@@ -1,10 +1,14 @@
 """A run's folder: results.json, predictions/*.jsonl, and the report's maps and thumbnails. Written, read, merged."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from dcr_hf.errors import NotFoundError, UserError, WriteError, as_user_error
 
 FORMAT = 1
 _FIELDS = ("results", "comparisons", "encoders", "data", "predictions", "maps", "thumbnails", "runs")
@@ -48,19 +52,19 @@ def read_results(path: Path) -> Results:
     """A results.json, or the folder that holds one.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: not a file that this program wrote.
+        NotFoundError: there is none.
+        UserError: not a file that this program wrote.
     """
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no results at {path}: give a results.json that recipes/evaluate.py wrote.")
+        raise NotFoundError(f"no results at {path}: give a results.json that recipes/evaluate.py wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}, this program reads {FORMAT}.")
+            raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}.")
         read = Results(**{name: content[name] for name in _FIELDS})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results.json of recipes/evaluate.py: {error!r}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no results.json of recipes/evaluate.py: {error!r}") from None
     for row in (*read.predictions, *read.maps):
         row["path"] = str(path.parent / row["path"])
     read.thumbnails = [str(path.parent / folder) for folder in read.thumbnails]
@@ -102,10 +106,23 @@ def _content(facts: dict) -> dict:
 
 def write_text(path: Path, text: str) -> None:
     """All of it or nothing: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with writes_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def writes_to(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says of a disk that is full or a folder that cannot be written into a WriteError.
+
+    Only for code that writes and reads nothing of the user's.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def slug(*parts: str) -> str:
@@ -119,5 +136,6 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    with Path(path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    with as_user_error(f"predictions in {path}", OSError, json.JSONDecodeError, UnicodeDecodeError):
+        with Path(path).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]

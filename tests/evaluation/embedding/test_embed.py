@@ -96,10 +96,12 @@ def test_features_are_memory_mapped(clip_folder, tmp_path):
         assert isinstance(embedder.embeddings(encoder, data).images(kind), np.memmap)
 
 
-KILLED = """
+KILLED = f"""
+import sys
 from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_embed import Photographs, contents, embed
-embed(Path({folder!r}), Path({cache!r}), Photographs(contents(), kill_at={kill_at}))
+embed(Path({{folder!r}}), Path({{cache!r}}), Photographs(contents(), kill_at={{kill_at}}))
 """
 
 
