@@ -83,7 +83,8 @@ def prediction_gram(
 
 def _probes(denoiser: FrozenDenoiser, pixels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy latents (K, 4, h, w) and their timesteps (K,)."""
-    device, steps = denoiser.alphas_cumprod.device, denoiser.scheduler.config.num_train_timesteps
+    levels = denoiser.get_buffer("alphas_cumprod")  # (T,)
+    device, steps = levels.device, len(levels)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         chosen = torch.randint(len(pixels), (count,))

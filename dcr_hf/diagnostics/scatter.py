@@ -95,9 +95,8 @@ def compare(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray)
 
 def over_seeds(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and standard deviation over what `compare` found with each seed."""
-    summary = {way: {} for way in WAYS}
-    for way in WAYS:
-        for name in seeds[0][way]:
-            values = [seed[way][name] for seed in seeds]
-            summary[way][name] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
-    return summary
+    return {way: {name: _spread([seed[way][name] for seed in seeds]) for name in seeds[0][way]} for way in WAYS}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values))}

@@ -84,11 +84,12 @@ def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_
 def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, results: Results) -> None:
     labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
     shown = easiest_to_see(labelled, {plan.data.title for plan in plans if plan.benchmark == "clustering"})
-    for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
-        path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
-        write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
-        facts = {"encoder": plan.encoder.name, "set": shown.title, "feature": plan.feature}
-        results.maps.append({**facts, "path": str(path.resolve())})
+    if shown is not None:
+        for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
+            path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
+            write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
+            facts = {"encoder": plan.encoder.name, "set": shown.title, "feature": plan.feature}
+            results.maps.append({**facts, "path": str(path.resolve())})
     for data in {plan.data.name: plan.data for plan in plans if isinstance(plan.data, PairedImages)}.values():
         folder = output_dir / "thumbnails" / slug(data.name)
         write_thumbnails(folder, data.images)

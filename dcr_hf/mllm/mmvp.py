@@ -10,7 +10,7 @@ from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.image_sets import FileImages
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
-from dcr_hf.evaluation.scoring.statistics import bootstrap
+from dcr_hf.evaluation.scoring.statistics import bootstrap, weighted_mean
 from dcr_hf.mllm.answers import named_option
 from dcr_hf.mllm.questions import LETTER, Question, QuestionSet, warn_of_another_size
 
@@ -110,9 +110,9 @@ def score_mmvp(dataset: str, rows: list[dict]) -> Scored:
     pairs = np.arange(len(rows)) // 2
     for labels, key in (("official", "answer"), ("corrected", "corrected")):
         right = np.array([row["prediction"] == row[key] for row in rows])
-        both = right.reshape(-1, 2).all(axis=1)  # (pairs,)
+        both = np.logical_and.reduce(right.reshape(-1, 2), axis=1)  # (pairs,)
         scored.proportion(labels, "pair_accuracy", both.mean(), both, chance=0.25)
         scored.correct[labels, "pair_accuracy"] = both
-        samples = bootstrap(lambda weights, right=right: weights @ right / weights.sum(), pairs)
+        samples = bootstrap(weighted_mean(right), pairs)
         scored.resampled(labels, "accuracy", right.mean(), len(rows), samples, units=len(both), chance=0.5)
     return scored

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,9 @@ from dcr_hf.llava.folder import read_llava
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
+
 SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
@@ -26,14 +29,13 @@ class ModelError(UserError):
 
 
 class Answerer(Protocol):
-    """What is measured.
-
-    Attributes:
-        identity: what its replies depend on, JSON-able, with `path` and `dtype`.
-    """
+    """What is measured."""
 
     name: str
-    identity: dict
+
+    @property
+    def identity(self) -> dict:
+        """What its replies depend on, JSON-able, with `path` and `dtype`."""
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
         """Places of questions, in the order of `chosen`, and the replies, batch by batch. The call reads the
@@ -73,7 +75,7 @@ class Llava:
         if strategy != needed:
             raise ModelError(
                 f"model {name}: vision_feature_select_strategy in {path}'s config.json is {strategy!r}; its "
-                f"{folder.config.vision_config.model_type} gives the image tokens with {needed!r}."
+                f"{folder.tower.config.model_type} gives the image tokens with {needed!r}."
             )
         self.folder = folder.place
         self.conversations = Conversations(folder)
@@ -96,16 +98,17 @@ class Llava:
     def model(self) -> LlavaForConditionalGeneration:
         weights = as_user_error(f"model {self.name}: weights in {self.path}", OSError, SafetensorError)
         with weights, self._enough_memory():
-            model, report = LlavaForConditionalGeneration.from_pretrained(
+            loaded = LlavaForConditionalGeneration.from_pretrained(
                 self.folder,
                 dtype=DTYPES[self.dtype],
                 device_map={"": self.device},
                 output_loading_info=True,
             )
-        if report["missing_keys"]:
+        model, report = cast(tuple[LlavaForConditionalGeneration, dict[str, set[str]]], loaded)
+        if missing := sorted(report["missing_keys"]):
             raise ModelError(
-                f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
-                f"random, such as {sorted(report['missing_keys'])[0]}."
+                f"model {self.name}: {len(missing)} weights are missing in {self.path} and would be random, such as "
+                f"{missing[0]}."
             )
         return model.eval()
 
@@ -132,7 +135,7 @@ class Llava:
     def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
         tokenizer = self.conversations.tokenizer
         with self._enough_memory():
-            tokens = model.generate(
+            tokens = cast("GenerativePreTrainedModel", model).generate(
                 **inputs.to(self.device, dtype=DTYPES[self.dtype]),
                 do_sample=False,
                 num_beams=1,

@@ -8,7 +8,7 @@ import numpy as np
 from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
-from dcr_hf.evaluation.scoring.statistics import bootstrap
+from dcr_hf.evaluation.scoring.statistics import bootstrap, weighted_mean
 from dcr_hf.mllm.answers import first_word
 from dcr_hf.mllm.parquet import read_parquet
 from dcr_hf.mllm.questions import Question, QuestionSet, warn_of_another_size
@@ -89,10 +89,10 @@ def score_naturalbench(dataset: str, rows: list[dict]) -> Scored:
     units = np.arange(len(right))
     sizes = {"acc": 4 * len(right), "q_acc": 2 * len(right), "i_acc": 2 * len(right)}
     for metric, share in shares.items():
-        samples = bootstrap(lambda weights, share=share: weights @ share / weights.sum(), units)
+        samples = bootstrap(weighted_mean(share), units)
         value, chance = share.mean(), METRICS[metric]
         scored.resampled("all", metric, value, sizes[metric], samples, units=len(units), chance=chance)
-    whole = right.all(axis=(1, 2))
-    scored.proportion("all", "g_acc", whole.mean(), whole, chance=METRICS["g_acc"])
-    scored.correct["all", "g_acc"] = whole
+    all_four = np.logical_and.reduce(right, axis=(1, 2))  # (groups,)
+    scored.proportion("all", "g_acc", all_four.mean(), all_four, chance=METRICS["g_acc"])
+    scored.correct["all", "g_acc"] = all_four
     return scored

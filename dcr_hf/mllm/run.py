@@ -1,5 +1,6 @@
 """A whole run: models x benchmarks -> replies, scores, tables, the report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -19,7 +20,7 @@ from dcr_hf.mllm.tables import make_tables, unparsed_tables
 
 
 def execute(
-    models: list[Answerer], data: dict[str, QuestionSet], output_dir: Path, cache_dir: Path, batch_size: int
+    models: Sequence[Answerer], data: dict[str, QuestionSet], output_dir: Path, cache_dir: Path, batch_size: int
 ) -> Results | None:
     """Ask every model everything; the first is what the others are compared with.
 

@@ -23,7 +23,9 @@ from dcr_hf.evaluation.readers.image_sets import Images, ImageSet
 class Embeddings(Protocol):
     """What a benchmark computes with: one encoder's view of one set."""
 
-    logit_scale: float
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before a softmax."""
 
     def images(self, kind: str) -> np.ndarray:
         """(N, width), float32, not normalised."""

@@ -3,13 +3,14 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, CLIPVisionModel, PreTrainedModel, SiglipModel, SiglipVisionModel
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
@@ -19,7 +20,11 @@ from dcr_hf.models.families import FAMILIES
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.results import has_encoder, trained_base
 
-VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+VISION_TOWERS: dict[str, type[CLIPVisionModel] | type[SiglipVisionModel]] = {
+    "clip_vision_model": CLIPVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+}
+_KINDS = {"clip": ("projected", "pooled", "mean_patch"), "clip_vision_model": ("pooled", "mean_patch")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,11 +60,7 @@ class PretrainedEncoder:
         self.model_type = config.model_type
         self.has_text = config.model_type in FAMILIES
         self.is_clip = config.model_type.startswith("clip")
-        self.kinds = (
-            ("pooled", "mean_patch") if self.model_type == "clip_vision_model" else ("projected", "mean_patch")
-        )
-        if self.model_type == "clip":
-            self.kinds = ("projected", "pooled", "mean_patch")
+        self.kinds: tuple[str, ...] = _KINDS.get(self.model_type, ("projected", "mean_patch"))
         self.processor = ImageProcessor(self.base)
         expected = (config.vision_config if self.has_text else config).image_size
         if self.processor.image_size != expected:
@@ -86,12 +87,14 @@ class PretrainedEncoder:
             model = load_dual_encoder(self.base, self.trained)
         else:
             with as_user_error(f"encoder {self.name}: weights in {self.base}", OSError, SafetensorError):
-                model, report = VISION_TOWERS[self.model_type].from_pretrained(
+                loaded = VISION_TOWERS[self.model_type].from_pretrained(
                     self.base, dtype=torch.float32, output_loading_info=True
                 )
+            model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
             if report["missing_keys"]:
                 raise UserError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
-        return model.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
+        nn.Module.to(model, device=self.device, dtype=DTYPES[self.dtype])
+        return model.eval()
 
     @cached_property
     def text(self) -> TextTower:
@@ -107,7 +110,8 @@ class PretrainedEncoder:
     def embed_images(self, pixels: Tensor) -> dict[str, np.ndarray]:
         """(B, 3, S, S), uint8 -> every kind of feature, (B, width) float32, from one forward pass."""
         values = self.processor.to_pixel_values(pixels.to(self.device)).to(DTYPES[self.dtype])
-        vision = self.model.vision_model if self.has_text else self.model
+        model = self.model
+        vision = model.vision_model if isinstance(model, CLIPModel | SiglipModel) else model
         output = vision(pixel_values=values)
         patches = output.last_hidden_state[:, 1:] if self.is_clip else output.last_hidden_state  # CLIP: class token
         features = {"mean_patch": patches.mean(dim=1)}
@@ -115,8 +119,8 @@ class PretrainedEncoder:
             features["pooled"] = output.pooler_output
         else:
             features["projected"] = output.pooler_output
-        if self.model_type == "clip":
-            features["projected"] = self.model.visual_projection(output.pooler_output)
+        if isinstance(model, CLIPModel):
+            features["projected"] = model.visual_projection(output.pooler_output)
         return {kind: values.float().cpu().numpy() for kind, values in features.items()}
 
     def kind(self, wanted: str) -> str:

@@ -1,11 +1,13 @@
 """The two inputs of an encoder: pictures through its own image processor, texts through its text tower."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
 
 from dcr_hf.errors import as_user_error
 
@@ -44,7 +46,7 @@ class TextTower:
     """A dual encoder's texts -> joint-space embeddings, and its logit scale."""
 
     def __init__(self, model: PreTrainedModel, tokenizer_path: str):
-        self.model = model
+        self.model = cast(CLIPModel | SiglipModel, model)
         with as_user_error(f"tokenizer of {tokenizer_path}", OSError, ValueError):
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
         self.length = model.config.text_config.max_position_embeddings  # CLIP 77, SigLIP 64

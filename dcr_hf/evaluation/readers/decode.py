@@ -25,12 +25,12 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{name}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
-        if image.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
-            image = image.point(lambda value: value / 256).convert("L")
-        return image.convert("RGB")
+            file = Image.open(io.BytesIO(content), formats=FORMATS)
+        if file.width * file.height > MAX_PIXELS:
+            raise ImageError(f"{name}: {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
+        if file.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
+            return file.point(lambda value: value / 256).convert("L").convert("RGB")
+        return file.convert("RGB")
     except UnidentifiedImageError:
         raise ImageError(f"{name}: no {', '.join(FORMATS)} image ({len(content):,} bytes).") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -33,7 +33,8 @@ def read_mmvp(name: str, hub_id: str | None, data_root: Path | None) -> PairedIm
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", f"{IMAGE_FOLDER}/**"])
     rows = _read_rows(located.folder)
-    paths, pairs = [], []
+    paths: list[str] = []
+    pairs: list[Pair] = []
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         # Both images come from the first row's folder: the published table has rows whose own Type differs.
         paths += [f"{IMAGE_FOLDER}/{first['Type']}/{row['Question ID']}.jpg" for row in (first, second)]

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
@@ -11,6 +12,7 @@ from dcr_hf.evaluation.readers.image_sets import Images
 
 SHOWN_CARDS = 60
 THUMBNAIL = 200  # pixels, the longer side
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Changes:
     groups: Sequence[Group]
 
 
-def by_direction(moved: Sequence[tuple[bool, object]]) -> Mapping[str, list]:
+def by_direction(moved: Sequence[tuple[bool, Item]]) -> Mapping[str, list[Item]]:
     """(right now, item) of what changed, by heading."""
     return {
         title: [item for is_right, item in moved if is_right is right]

@@ -4,10 +4,13 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 from dcr_hf.errors import as_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
@@ -54,7 +57,7 @@ def radar_of(
         rings = np.arange(20, top + 1, 20)
         axes.set_ylim(0, top)
         axes.set_yticks(rings, [f"{ring:.0f} %" for ring in rings], color="#62707d", fontsize=9)
-        axes.set_rlabel_position(20)
+        cast(PolarAxes, axes).set_rlabel_position(20)
         axes.grid(color=FAINT)
         axes.spines["polar"].set_color(FAINT)
         axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1.08), frameon=False)
@@ -106,7 +109,8 @@ def tsne_map(path: str | Path, title: str) -> str:
             color = palette(index) if len(present) <= 20 else palette(index / len(present))
             name = textwrap.shorten(content["class_names"][label], 22)
             size = np.clip(4000 / len(points), 9, 40)
-            axes.scatter(*points[labels == label].T, s=size, color=color, lw=0, alpha=0.85, label=name)
+            x, y = points[labels == label].T
+            axes.scatter(x, y, s=size, color=color, lw=0, alpha=0.85, label=name)
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -114,5 +118,6 @@ def tsne_map(path: str | Path, title: str) -> str:
         if len(present) <= 20:
             legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
             for handle in legend.legend_handles:
-                handle.set_sizes([45])
+                if isinstance(handle, PathCollection):
+                    handle.set_sizes([45])
         return figure_uri(figure, "png")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from dcr_hf.evaluation.scoring.statistics import bootstrap, interval, wilson
+from dcr_hf.evaluation.scoring.statistics import bootstrap, interval, weighted_mean, wilson
 from dcr_hf.metrics import load_metric
 
 
@@ -163,9 +163,7 @@ def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
         hits = np.array(
             [[bool(set(row["ranked"][:k]) & set(row["right"])) for k in cut_offs.values()] for row in queries]
         )  # (N, cut-offs)
-        samples = bootstrap(
-            lambda weights, hits=hits: weights @ hits / weights.sum(), np.array([row["image"] for row in queries])
-        )
+        samples = bootstrap(weighted_mean(hits), np.array([row["image"] for row in queries]))
         for column, name in enumerate(cut_offs):
             metric = f"{direction}_{name}"
             if direction == "image_to_text":

@@ -34,6 +34,11 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, 
     return np.stack([statistic(drawn[units].astype(np.float64)) for drawn in draws])
 
 
+def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A statistic for `bootstrap`: the mean of `values` (N, ...) under item weights (N,)."""
+    return lambda weights: weights @ values / weights.sum()
+
+
 def interval(value: float, samples: np.ndarray, lowest: float = 0.0) -> tuple[float, float]:
     """95 % interval around `value` from the spread of bootstrap `samples` (RESAMPLES,).
 

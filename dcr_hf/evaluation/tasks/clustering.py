@@ -1,5 +1,7 @@
 """Clustering: do images of one class lie together? k-means on unit-length features, one run a seed."""
 
+from functools import partial
+
 import numpy as np
 from sklearn.cluster import KMeans
 from tqdm import tqdm
@@ -23,7 +25,7 @@ def predict_clusters(embeddings: Embeddings, data: LabeledImages, kind: str, see
         return KMeans(n_clusters=classes, n_init=STARTS, random_state=seed).fit_predict(features).astype(np.int32)
 
     columns = [
-        embeddings.remember(f"kmeans-{kind}-{classes}-{STARTS}-{seed}", lambda seed=seed: fit(seed))
+        embeddings.remember(f"kmeans-{kind}-{classes}-{STARTS}-{seed}", partial(fit, seed))
         for seed in tqdm(seeds, desc=f"k-means: {data.name}", unit=" seeds", leave=False)
     ]
     clusters = np.stack(columns, axis=1)  # (N, seeds)
