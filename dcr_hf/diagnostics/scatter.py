@@ -1,7 +1,6 @@
 """The paper's first theorem in numbers: the scatter of embeddings against that of predictions.
 
-Everything is computed from Gram matrices, since scatter and distances need no more: G[i, j] = <x_i, x_j>, (N, N), of
-vectors from any one origin.
+Gram matrices suffice for scatter and distances: G[i, j] = <x_i, x_j>, (N, N), of vectors from any one origin.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ import numpy as np
 from dcr_hf.errors import UserError
 
 WAYS = ("within", "between")
-# Pairs that are as good as one point in the embedding space say nothing of the slope between the spaces.
+# Squared distance below which two embeddings count as one point and define no slope.
 _SAME = 1e-10
 
 
 def scatter(gram: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Within and between the classes of points with this Gram matrix (N, N) and labels (N,).
+    """Scatter within and between the classes of points with this Gram matrix (N, N) and labels (N,).
 
     S_within = sum_i |x_i - mu_c(i)|^2 / N,  S_between = sum_c n_c |mu_c - mu|^2 / N
     """
@@ -65,7 +64,7 @@ def squared_distances(gram: np.ndarray) -> np.ndarray:
 
 
 def _averages(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C, N), which makes points their classes' means; and the classes' shares (C,)."""
+    """The matrix (C, N) that maps points to their classes' means, and the classes' shares (C,)."""
     members = (labels == np.unique(labels)[:, None]).astype(float)  # (C, N)
     counts = members.sum(axis=1)
     return members / counts[:, None], counts / len(labels)
@@ -94,7 +93,7 @@ def compare(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray)
 
 
 def over_seeds(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and standard deviation over what `compare` found with each seed."""
+    """Mean and standard deviation over the results of `compare` for each seed."""
     return {way: {name: _spread([seed[way][name] for seed in seeds]) for name in seeds[0][way]} for way in WAYS}
 
 

@@ -1,4 +1,4 @@
-"""A whole evaluation: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
+"""An evaluation run: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def execute(
     batch_size: int = 64,
     workers: int = 2,
 ) -> Results | None:
-    """Measure and write everything; the first encoder is what the others are compared with.
+    """Measure and write everything; the first encoder is the reference.
 
-    Under several processes each embeds a share of the images, the main process does the rest; the others return None.
+    Each process embeds a share of the images. The main process does the rest; the others return None.
     """
     state, plans = PartialState(), prepared.plans
     embedder = DiskEmbedder(cache_dir, batch_size, workers)
@@ -53,7 +53,7 @@ def execute(
 
 
 def compare_runs(paths: list[Path], output_dir: Path) -> Results:
-    """Several runs in one table, with paired tests between encoders that were measured on the same items."""
+    """Merge runs into one table, with paired tests of encoders that were measured on the same items."""
     results = merge(paths)
     scored = score_predictions(results)
     collect(results, {**scored, **mean_clustering(scored)})

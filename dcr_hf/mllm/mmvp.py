@@ -1,4 +1,4 @@
-"""MMVP for multimodal models: two images that CLIP finds alike, one question, and both replies must be right."""
+"""MMVP for multimodal models: one question about two images that CLIP finds alike; both replies must be right."""
 
 import csv
 import re
@@ -19,16 +19,16 @@ COLUMNS = ("Index", "Question", "Options", "Correct Answer")
 # The published file begins with a lower-case L.
 SPELLINGS = {"lndex": "Index"}
 LAYOUT = f"Questions.csv ({','.join(COLUMNS)}; {ROWS} rows) and 'MMVP Images/<Index>.jpg'"
-# Pairs whose published labels, (a) and then (b), are the wrong way round: github.com/tsb0601/MMVP, issues 14 and 30.
+# Pairs whose published labels, (a) and then (b), are swapped: github.com/tsb0601/MMVP, issues 14 and 30.
 SWAPPED, SWAPPED_LABELS = ((99, 100), (279, 280)), ("a", "b")
 
 
 def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> QuestionSet:
-    """The questions in pairs, as rows (1, 2), (3, 4), ... of the file are.
+    """Read the questions; rows (1, 2), (3, 4), ... of the file are pairs.
 
     Raises:
-        NotFoundError: the table or images are missing; all missing images are counted, the first one named.
-        UserError: columns are missing; a row out of order, without options, or whose answer is none of them.
+        NotFoundError: the table or images are missing; the message counts the images and names the first.
+        UserError: columns are missing; a row is out of order, lacks options, or its answer is not an option.
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", "MMVP Images/*"])
     path = located.folder / "Questions.csv"
@@ -45,7 +45,7 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
     for first, second in SWAPPED:
         if second <= len(rows) and (labels[first - 1], labels[second - 1]) == SWAPPED_LABELS:
             labels[first - 1], labels[second - 1] = reversed(SWAPPED_LABELS)
-    questions = [_question(place, row, label) for place, (row, label) in enumerate(zip(rows, labels, strict=True))]
+    questions = [_question(index, row, label) for index, (row, label) in enumerate(zip(rows, labels, strict=True))]
     return QuestionSet(TITLE, FileImages(located.folder, images), located.source, located.revision, questions)
 
 
@@ -85,21 +85,21 @@ def _checked(path: Path, number: int, row: dict) -> dict:
     return {**words, "options": options, "answer": answer}
 
 
-def _question(place: int, row: dict, label: str) -> Question:
+def _question(index: int, row: dict, label: str) -> Question:
     asked = f"{row['Question']} {row['Options']}"
     facts = {
-        "group": f"questions {place - place % 2 + 1}-{place - place % 2 + 2}",
-        "tag": f"pair {place // 2 + 1}",
+        "group": f"questions {index - index % 2 + 1}-{index - index % 2 + 2}",
+        "tag": f"pair {index // 2 + 1}",
         "question": asked,
         "options": row["options"],
         "answer": row["answer"],
         "corrected": label,
     }
-    return Question(row["Index"], place, f"{asked}\n{LETTER}", facts)
+    return Question(row["Index"], index, f"{asked}\n{LETTER}", facts)
 
 
 def judge_option(facts: dict, reply: str) -> str | None:
-    """The letter that a reply names, or None; CV-Bench's too."""
+    """The letter that a reply names, or None; also for CV-Bench."""
     return named_option(reply, facts["options"])
 
 

@@ -1,4 +1,4 @@
-"""A LLaVA-1.5 in transformers' format, by folder or id: checked before its weights are read, asked in batches."""
+"""A LLaVA-1.5 in transformers' format, by folder or hub id: checked before its weights are read, asked in batches."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,34 +25,34 @@ SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
 class ModelError(UserError):
-    """A folder that is no LLaVA-1.5, named; or weights that do not make one up, found out when they are read."""
+    """A folder that is not a LLaVA-1.5, weights that are incomplete, or memory that does not suffice."""
 
 
 class Answerer(Protocol):
-    """What is measured."""
+    """A model that answers questions."""
 
     name: str
 
     @property
     def identity(self) -> dict:
-        """What its replies depend on, JSON-able, with `path` and `dtype`."""
+        """All that its replies depend on, JSON-able, with `path` and `dtype`."""
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
-        """Places of questions, in the order of `chosen`, and the replies, batch by batch. The call reads the
-        weights, before a batch is taken."""
+        """Indices of questions, in the order of `chosen`, and the replies, batch by batch. The call itself reads the
+        weights."""
 
     def release(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
 
 
 class Llava:
-    """LlavaForConditionalGeneration under greedy decoding; `name` is what it is called in the results.
+    """LlavaForConditionalGeneration under greedy decoding; `name` is its name in the results.
 
     Args:
         dtype: of the weights: float32, bfloat16 or float16.
 
     Raises:
-        ModelError: on creation, before weights are read, if the folder is no such model.
+        ModelError: on creation, before weights are read: the folder is not such a model.
     """
 
     def __init__(
@@ -82,8 +82,7 @@ class Llava:
 
     @cached_property
     def identity(self) -> dict:
-        """Hashes of the weights (their commit on the hub) and of configuration, processor and tokenizer; how it is
-        asked."""
+        """Hashes of weights (on the hub, the commit), configuration, processor and tokenizer; dtype and prompt."""
         files = sorted({file for pattern in SETTINGS for file in self.folder.glob(pattern)})
         return {
             "path": self.path,
@@ -124,12 +123,12 @@ class Llava:
             num_workers=min(self.workers, -(-len(chosen) // self.batch_size)),
             pin_memory=torch.cuda.is_available(),
         )
-        for places, inputs in batches:
-            yield places, self._reply(model, inputs)
+        for indices, inputs in batches:
+            yield indices, self._reply(model, inputs)
 
     def _collate(self, items: list) -> tuple[list[int], BatchFeature]:
-        places, images, prompts = zip(*items, strict=True)
-        return list(places), self.conversations(list(images), list(prompts))
+        indices, images, prompts = zip(*items, strict=True)
+        return list(indices), self.conversations(list(images), list(prompts))
 
     @torch.inference_mode()
     def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
@@ -144,8 +143,8 @@ class Llava:
                 max_new_tokens=self.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )  # (B, prompt + reply)
-        said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in said]
+        replies = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies]
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
@@ -153,22 +152,22 @@ class Llava:
             yield
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"model {self.name}: out of memory at --batch_size {self.batch_size}: {error} The replies so far are "
+                f"model {self.name}: out of memory at --batch_size {self.batch_size}: {error} Replies so far are "
                 "kept: run the same command with a smaller --batch_size, or --dtype float16 or bfloat16."
             ) from error
 
     def release(self) -> None:
-        """Forget the loaded weights."""
+        """Free the loaded weights."""
         self.__dict__.pop("model", None)
         torch.cuda.empty_cache()
 
     def __getstate__(self) -> dict:
-        """For a loader's workers, which need no weights."""
+        """The state for DataLoader workers, which need no weights."""
         return {name: value for name, value in self.__dict__.items() if name != "model"}
 
 
 class _Asked(Dataset):
-    """Question `index`: its place, its image decoded, what the user says."""
+    """Question `index`: (index, decoded image, prompt)."""
 
     def __init__(self, data: QuestionSet):
         self.data = data

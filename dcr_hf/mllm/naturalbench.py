@@ -1,4 +1,4 @@
-"""NaturalBench: two questions about two images, whose answers change with the image and with the question."""
+"""NaturalBench: two questions about two images; the answers change with the image and with the question."""
 
 import logging
 from pathlib import Path
@@ -25,12 +25,12 @@ SUFFIXES = {
     "yes_no": "Please answer Yes or No.",
     "multiple_choice": "Please output the letter corresponding to the correct option.",
 }
-METRICS = {"acc": 0.5, "q_acc": 0.25, "i_acc": 0.25, "g_acc": 0.0625}  # what guessing gets
+METRICS = {"acc": 0.5, "q_acc": 0.25, "i_acc": 0.25, "g_acc": 0.0625}  # scores of guessing
 logger = logging.getLogger(__name__)
 
 
 def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> QuestionSet:
-    """Four questions a row. The truth is the benchmark's rule, by position, as its authors' script has it.
+    """Read four questions per row. The truth is by position, as in the authors' script.
 
     Raises:
         NotFoundError, UserError: as `read_parquet`; an unknown type of question.
@@ -42,8 +42,8 @@ def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> Questio
     others = [each.item for each in questions if each.facts["answer"].lower() != each.facts.pop("published").lower()]
     if others:
         logger.warning(
-            "%s: the file's answers to %d of %d questions are not those of the benchmark's rule, which is used; the "
-            "first is %s.",
+            "%s: the file's answers to %d of %d questions differ from the benchmark's rule, which is used; the first "
+            "is %s.",
             TITLE,
             len(others),
             len(questions),
@@ -66,7 +66,7 @@ def _questions(folder: Path, number: int, row: dict) -> list[Question]:
             "tag": kind.replace("_", " "),
             "question": text,
             "kind": kind,
-            "answer": WORDS[kind][question ^ image],  # the first word where both numbers are equal
+            "answer": WORDS[kind][question ^ image],  # the first word if both numbers are equal
             "published": str(row[column]).strip(),
         }
         item = f"{number}/question {question}/image {image}"
@@ -75,7 +75,7 @@ def _questions(folder: Path, number: int, row: dict) -> list[Question]:
 
 
 def judge_word(facts: dict, reply: str) -> str | None:
-    """The first yes or no, A or B, of the reply; None where there is neither."""
+    """The first yes or no, A or B, of the reply; None if there is neither."""
     return first_word(reply, WORDS[facts["kind"]])
 
 

@@ -1,4 +1,4 @@
-"""A hub data set's parquet files as a table: columns checked file by file, images left encoded."""
+"""A hub data set's parquet files as a table: columns are checked per file, images stay encoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dcr_hf.evaluation.readers.decode import ImageError
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The image columns of a table, row by row: image `index` is of row index // columns."""
+    """The image columns of a table, row by row: image `index` is in row index // columns."""
 
     columns: Sequence[datasets.Dataset]
     names: Sequence[str]
@@ -39,14 +39,14 @@ class ParquetImages:
 def read_parquet(
     title: str, folder: Path, pattern: str, columns: Sequence[str], images: Sequence[str], spellings: Mapping[str, str]
 ) -> tuple[list[dict], ParquetImages]:
-    """Rows of `columns`, and the images of the columns `images`, from all files below the folder, by path.
+    """Read rows of `columns`, and the images of the columns `images`, from all files below the folder, by path.
 
     Args:
-        spellings: names that a column has in other revisions -> its name here.
+        spellings: a column's name in other revisions -> its name here.
 
     Raises:
         NotFoundError: no such files.
-        UserError: a file that lacks columns, named with what it has; a damaged one.
+        UserError: a file lacks columns or is damaged; the message names it.
     """
     files = sorted(folder.rglob(pattern))
     if not files:
@@ -77,6 +77,6 @@ def _table(
     with as_user_error(f"{title}: {file}", *damage), PartialState().main_process_first():
         table = datasets.Dataset.from_parquet(str(file), columns=[found[name] for name in wanted])
     table = table.rename_columns({found[name]: name for name in wanted if found[name] != name})
-    for name in images:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
+    for name in images:  # keep bytes: the workers decode, with our limits
         table = table.cast_column(name, datasets.Image(decode=False))
     return table

@@ -1,4 +1,4 @@
-"""An ablation trains and measures every variant once, and its tables say what the runs said."""
+"""An ablation trains and measures every variant once, and its tables show the runs' results."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def test_over_seeds_the_interval_is_students():
 def test_a_claim_holds_is_contradicted_or_drowns_in_noise():
     values = {"original": (0.50, 0.51, 0.49), "dcr": (0.60, 0.62, 0.59), "reconstruction": (0.5, 0.62, 0.4)}
     found = [outcome(name, seed, each) for name, row in values.items() for seed, each in enumerate(row)]
-    judged = {said: verdict for said, verdict, _ in summary.verdicts(found)}
+    judged = {claim: verdict for claim, verdict, _ in summary.verdicts(found)}
     assert judged["DCR sees more details"] == judged["DCR separates categories better"] == "holds"
     assert judged["reconstruction alone harms categories"] == "within noise"
     assert "two stages see more details than one" not in judged  # which did not run
@@ -107,14 +107,14 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
     again = json.loads((tmp_path / "ablation-dev0.json").read_text())
     assert not trained and again["runs"] == first["runs"]
-    # Measured anew, from the same embeddings, when something else is asked for.
+    # Measured again, from the same embeddings, for other benchmarks.
     cli.main([*words, "--variants", "original", "dcr", "--benchmarks", "mmvp_vlm:scene_pairs"])
     fewer = json.loads((tmp_path / "ablation-dev0.json").read_text())["runs"]
     assert not trained and [list(each["measured"]) for each in fewer] == [[P_ABILITY], [P_ABILITY]]
 
 
 class Job:
-    """Stands for a trial: notes when it runs, waits for as many others as it was told."""
+    """Stands for a trial: records that it runs, and waits at a barrier."""
 
     def __init__(self, together, started, fails=False):
         self.together, self.started, self.fails = together, started, fails
@@ -143,7 +143,7 @@ def test_after_a_failure_nothing_else_is_started():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--encoder", "nowhere{seed}"], "nowhere3"),
         (["--temprature", "1"], "Did you mean temperature"),
@@ -155,11 +155,11 @@ def test_after_a_failure_nothing_else_is_started():
         (["--benchmarks", "clustering:nothing"], "nothing"),
     ],
 )
-def test_mistakes_end_it_before_anything_is_trained(words, told, pretrained, few_scenes, tmp_path, capsys):
+def test_mistakes_end_it_before_anything_is_trained(words, message, pretrained, few_scenes, tmp_path, capsys):
     given = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
     with pytest.raises(SystemExit) as ended:
         cli.main([*given, "--output_dir", str(tmp_path), "--seeds", "3", *words])
-    assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "seed3").exists()
 
 

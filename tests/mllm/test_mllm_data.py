@@ -128,12 +128,12 @@ def test_naturalbench_of_an_older_revision(tmp_path):
     assert len(data.questions) == 16 and data.images.read(0) == data.images.read(4)
 
 
-def test_naturalbench_answers_that_contradict_its_rule_are_told(tmp_path, caplog):
+def test_naturalbench_answers_that_contradict_its_rule_are_reported(tmp_path, caplog):
     rows = naturalbench_rows(2)
     rows[1]["Image_1_Question_0"] = "Yes"
     write_parquet(tmp_path / "NaturalBench" / "all.parquet", rows, ("Image_0", "Image_1"))
     assert read("naturalbench", tmp_path).questions[5].facts["answer"] == "No"
-    assert "answers to 1 of 8 questions are not those of the benchmark's rule" in caplog.text
+    assert "answers to 1 of 8 questions differ from the benchmark's rule" in caplog.text
     assert "the first is 1/question 0/image 1" in caplog.text
 
 

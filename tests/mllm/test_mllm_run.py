@@ -1,4 +1,4 @@
-"""The whole command: replies kept and gone on with, the same numbers under two processes, the report."""
+"""The command: replies are stored and resumed from, the same numbers under two processes, the report."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_a_run_of_the_command(report, models, capsys):
     assert len(set(replies(report)["dcr", "naturalbench"])) > 4
 
 
-def test_an_interrupted_run_goes_on(report, data_root, models, tmp_path):
+def test_an_interrupted_run_resumes(report, data_root, models, tmp_path):
     """Killed after a few replies; a line that was cut off is asked again, no other is."""
     command = arguments(data_root, models, tmp_path / "report", tmp_path / "cache", "--batch_size", "1")
     running = Program(ROOT / "recipes" / "evaluate_mllm.py", *command)
@@ -120,8 +120,8 @@ def test_an_interrupted_run_goes_on(report, data_root, models, tmp_path):
     done = sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl"))
     assert 5 <= done < 92
     first = min(kept.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    whole = first.read_bytes().splitlines(keepends=True)
-    first.write_bytes(b"".join(whole[:3]) + whole[3][:-4])
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(b"".join(lines[:3]) + lines[3][:-4])
     main(command)
     assert scores(tmp_path / "report") == scores(report) and replies(tmp_path / "report") == replies(report)
     assert sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl") if path != first) == 92 - 3
@@ -161,7 +161,7 @@ def test_another_prompt_is_another_entry(data_root, tmp_path, monkeypatch):
     assert reply_store(model, read_benchmarks(["mmvp"], data_root)["mmvp"], tmp_path).folder != before
 
 
-def test_lost_replies_are_told(data_root, tmp_path):
+def test_lost_replies_are_reported(data_root, tmp_path):
     """As where every machine has a cache of its own."""
 
     class Silent(Scripted):

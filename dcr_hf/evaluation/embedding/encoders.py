@@ -1,4 +1,4 @@
-"""The encoders that are measured: folders, ids, stage-2 checkpoints, lone vision towers. Loaded when first used."""
+"""Encoders to measure: folders, hub ids, stage-2 checkpoints, vision towers alone. Weights load on first use."""
 
 import hashlib
 from functools import cached_property
@@ -29,16 +29,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class PretrainedEncoder:
-    """A checkpoint by path or id. `name` is what it is called in the results.
+    """A checkpoint by path or hub id; `name` is its name in the results.
 
     Attributes:
-        kinds: image features it has: `projected` (the joint space), `pooled` (the pooled output before the
-            projection; SigLIP has none, so there it is the joint space too) and `mean_patch` (the mean of the last
-            hidden state's patches).
+        kinds: its image features: `projected` (the joint space), `pooled` (the pooled output before the
+            projection; SigLIP has no projection, so its pooled output is the joint space) and `mean_patch` (the mean
+            over the patches of the last hidden state).
         has_text: whether the checkpoint has a text tower and a tokenizer.
 
     Raises:
-        NotFoundError, UserError: on creation, before weights are read, if the checkpoint cannot be measured.
+        NotFoundError, UserError: on creation, before weights are read: the checkpoint cannot be measured.
     """
 
     def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
@@ -47,8 +47,9 @@ class PretrainedEncoder:
         folder = local_folder(self.base)
         if not (folder / "config.json").is_file():
             raise NotFoundError(
-                f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is no folder of "
-                "save_pretrained and no stage-2 checkpoint. OpenAI-format files: python -m dcr_hf.convert FILE.pt OUT"
+                f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is neither a "
+                "folder of save_pretrained nor a stage-2 checkpoint. OpenAI-format files: "
+                "python -m dcr_hf.convert FILE.pt OUT"
             )
         with as_user_error(f"encoder {name}", OSError, ValueError):
             config = AutoConfig.from_pretrained(folder)
@@ -65,13 +66,13 @@ class PretrainedEncoder:
         expected = (config.vision_config if self.has_text else config).image_size
         if self.processor.image_size != expected:
             raise UserError(
-                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, its vision tower "
-                f"takes {expected}. Correct preprocessor_config.json in {self.base}."
+                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, but its vision "
+                f"tower takes {expected}. Correct preprocessor_config.json in {self.base}."
             )
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
-        """What its embeddings depend on: hashes of the weights, stage 2's result and the processor; the dtype."""
+        """Hashes of the weights, stage 2's result and the processor; the dtype: all that its embeddings depend on."""
         return {
             "path": self.path,
             "base": self.base if self.trained else None,
@@ -124,10 +125,10 @@ class PretrainedEncoder:
         return {kind: values.float().cpu().numpy() for kind, values in features.items()}
 
     def kind(self, wanted: str) -> str:
-        """The stored feature that stands for `wanted`; `auto` is the joint space where the checkpoint has one.
+        """The stored feature for `wanted`; `auto` is the joint space where the checkpoint has one.
 
         Raises:
-            UserError: a lone CLIP vision tower asked for the joint space.
+            UserError: the joint space of a CLIP vision tower alone, which has none.
         """
         if wanted == "auto":
             return self.kinds[0]
@@ -138,7 +139,7 @@ class PretrainedEncoder:
         return wanted
 
     def release(self) -> None:
-        """Forget the loaded weights."""
+        """Free the loaded weights."""
         self.__dict__.pop("text", None)
         self.__dict__.pop("model", None)
 

@@ -1,4 +1,4 @@
-"""What a number depends on: the weights by their content, and the machine and packages of a run."""
+"""What a score depends on: hashes of the weights, and a run's machine and packages."""
 
 import hashlib
 import platform
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillo
 
 
 def weights_revision(path: str, what: str = "encoder") -> str:
-    """The content of a local folder's weights; a hub snapshot's commit."""
+    """The hash of a local folder's weights, or a hub snapshot's commit."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return local_folder(path).name

@@ -1,4 +1,4 @@
-"""Bytes of an image file -> an RGB picture, or an error that names the file: images are data, never trusted."""
+"""Bytes of an image file -> an RGB image, or an error that names the file. Images are untrusted data."""
 
 import io
 import warnings
@@ -9,11 +9,11 @@ from dcr_hf.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
-Image.init()  # all decoders: PIL does not load them by itself when it is told which formats to try
+Image.init()  # load all decoders: PIL does not when `formats` is given
 
 
 class ImageError(UserError):
-    """An image that cannot be read. A benchmark with holes is no benchmark: the run ends."""
+    """An image that cannot be read. The run ends: scores on part of a benchmark are not its scores."""
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -24,7 +24,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit
             file = Image.open(io.BytesIO(content), formats=FORMATS)
         if file.width * file.height > MAX_PIXELS:
             raise ImageError(f"{name}: {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: not decoded.")

@@ -1,4 +1,4 @@
-"""Where a benchmark's files are: a folder under --data_root, else the hub; and a revision that changes with them."""
+"""Finds a benchmark's files, under --data_root or on the hub, and a revision that changes with them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
     """DATA_ROOT/NAME, or DATA_ROOT/ and the hub name's last part, with or without `wds_`; else download `patterns`.
 
     Raises:
-        NotFoundError: neither there nor on the hub; says where it looked.
+        NotFoundError: neither there nor on the hub; the message says where it looked.
     """
     last_part = hub_id.split("/")[-1] if hub_id else name
     candidates = list(dict.fromkeys((name, last_part, last_part.removeprefix("wds_"))))
@@ -45,7 +45,7 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
 
 
 def fingerprint(folder: Path) -> str:
-    """Of every file's relative path, size and modification time: cheap, and new whenever a file changes."""
+    """A hash of every file's relative path, size and modification time: cheap, and it changes with any file."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -28,8 +28,8 @@ def read_mmvp(name: str, hub_id: str | None, data_root: Path | None) -> PairedIm
     own script: the published 135 pairs are nine runs of 15.
 
     Raises:
-        NotFoundError: the table or an image is missing; all missing images are counted, the first one named.
-        UserError: other columns, an odd number of rows, no nine equal categories.
+        NotFoundError: the table or images are missing; the message counts the images and names the first.
+        UserError: other columns, an odd number of rows, or other than nine equal categories.
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", f"{IMAGE_FOLDER}/**"])
     rows = _read_rows(located.folder)
@@ -77,7 +77,7 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
         )
     if not rows or len(rows) // 2 % len(CATEGORIES):
         raise UserError(
-            f"MMVP-VLM: {path} has {len(rows) // 2} pairs, which are no nine equal categories (published: 9 x 15). "
-            "A benchmark with holes is no benchmark: fetch it again."
+            f"MMVP-VLM: {path} has {len(rows) // 2} pairs, which do not make nine equal categories (published: "
+            "9 x 15). Fetch the data set again."
         )
     return rows

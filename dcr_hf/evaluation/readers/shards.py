@@ -34,14 +34,14 @@ def read_labeled(name: str, hub_id: str | None, data_root: Path | None) -> Label
 
 
 def read_split(name: str, located: Located, split: str) -> LabeledImages:
-    """The images below `train` or `test` of a classification set that `locate` found; raises as `read_labeled`."""
+    """The images in `train` or `test` of a located classification set; raises as `read_labeled`."""
     if is_sharded(located.folder):
         return _labeled_shards(name, located, split)
     return _class_folders(name, located, split)
 
 
 def read_captioned(name: str, hub_id: str | None, data_root: Path | None) -> CaptionedImages:
-    """A retrieval set, from shards whose samples hold an image and a .txt of captions, one a line."""
+    """A retrieval set, from shards whose samples hold an image and a .txt of captions, one per line."""
     located = locate(name, hub_id, data_root, HUB_PATTERNS)
     _check_type(name, located.folder, "retrieval")
     table, columns = _read_table(name, located.folder, "test", "txt")
@@ -70,7 +70,7 @@ def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
 
 
 def scored_folder(folder: Path) -> Path:
-    """Where the class folders of the test split are: test/, else val/, else the data set's folder itself."""
+    """The folder of the test split's class folders: test/, else val/, else the data set's own folder."""
     return next((folder / split for split in ("test", "val") if (folder / split).is_dir()), folder)
 
 
@@ -120,7 +120,9 @@ def _checked(data: LabeledImages) -> LabeledImages:
         )
     for template in data.templates:
         if "{c}" not in template:
-            raise UserError(f"data set {data.name!r}: template {template!r} lacks {{c}}, the place of the class name.")
+            raise UserError(
+                f"data set {data.name!r}: template {template!r} lacks {{c}}, which stands for the class name."
+            )
     return data
 
 
@@ -158,7 +160,7 @@ def _shard_paths(name: str, folder: Path) -> list[str]:
             )
         with as_user_error(f"data set {name!r}", OSError), path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - len(_TAR_END)))
-            if file.read() != _TAR_END:  # tar readers take a cut archive for a short one
+            if file.read() != _TAR_END:  # tar readers take a truncated archive for a short one
                 raise UserError(f"data set {name!r}: {path} is truncated (no end mark of a tar). Fetch it again.")
     return [str(path) for path in paths]
 
@@ -180,7 +182,7 @@ def _read_table(name: str, folder: Path, split: str, target: str) -> tuple[datas
             f"data set {name!r}: samples in {paths[0]} hold {', '.join(table.column_names)}; expected an image and "
             f".{target}."
         )
-    for column in columns:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
+    for column in columns:  # keep bytes: the workers decode, with our limits
         table = table.cast_column(column, datasets.Image(decode=False))
     for index, value in enumerate(table[target]):
         if value is None:

@@ -1,4 +1,4 @@
-"""A classification set with both its splits, as one list of images: a linear probe learns and is scored on it."""
+"""A classification set with both splits as one list of images, for training and scoring a linear probe."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def read_train_and_test(name: str, hub_id: str | None, data_root: Path | None) -
 
     Raises:
         NotFoundError: a split or a file of the layout is missing.
-        UserError: as `read_labeled`; the splits do not have the same classes, or too few images to learn from.
+        UserError: as `read_labeled`; the splits have different classes, or too few training images.
     """
     located = locate(name, hub_id, data_root, [*HUB_PATTERNS, "train/*"])
     _check_folders(name, located.folder)
@@ -50,7 +50,7 @@ def _check_folders(name: str, folder: Path) -> None:
             f"data set {name!r} has no test split: {folder} has neither test/ nor val/ beside train/. A linear probe "
             f"learns on one split and is scored on another: {LAYOUTS}."
         )
-    # Labels are positions among the class folders: other folders would mean other classes by the same numbers.
+    # Labels are positions among the class folders, so that both splits need the same folders.
     trained, tested = ({path.name for path in class_folders(root)} for root in (folder / "train", scored))
     if trained != tested:
         raise UserError(
@@ -60,10 +60,10 @@ def _check_folders(name: str, folder: Path) -> None:
 
 
 def _check_labels(name: str, train: np.ndarray, test: np.ndarray) -> None:
-    untaught = np.setdiff1d(test, train)
-    if len(untaught):
+    untrained = np.setdiff1d(test, train)
+    if len(untrained):
         raise UserError(
-            f"data set {name!r}: classes {untaught[:5].tolist()} of the test split have no training image."
+            f"data set {name!r}: classes {untrained[:5].tolist()} of the test split have no training image."
         )
     counts = np.bincount(train)
     if np.sum(counts > 0) < 2 or counts.max() < 2:

@@ -23,7 +23,7 @@ def encoder_colors(results: Results) -> dict[str, str]:
 
 
 def radar(results: Results) -> str:
-    """Pair accuracy in each of MMVP-VLM's nine categories, a line an encoder."""
+    """Pair accuracy in each of MMVP-VLM's nine categories, one line per encoder."""
     values = {
         (row["encoder"], row["dataset"]): 100 * row["value"]
         for row in results.results
@@ -35,9 +35,13 @@ def radar(results: Results) -> str:
 
 
 def radar_of(
-    labels: Sequence[str], lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], chance: list, said: str
+    labels: Sequence[str],
+    lines: Mapping[str, Sequence[float]],
+    colors: Mapping[str, str],
+    chance: Sequence[float],
+    chance_label: str,
 ) -> str:
-    """A line a model, by name, over at least three axes, in percent; `chance` (`said` in the legend) is dotted."""
+    """A radar plot in percent over at least three axes: one line per model, by name; `chance` is dotted."""
     angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
     # Where chance is the same everywhere it is a circle, else a polygon like the lines.
     around = np.linspace(0, 2 * np.pi, 200) if len(set(chance)) == 1 else np.array([*angles, angles[0]])
@@ -48,7 +52,7 @@ def radar_of(
         for name, line in lines.items():
             axes.plot([*angles, angles[0]], [*line, line[0]], color=colors[name], lw=2, label=name)
             axes.fill(angles, line, color=colors[name], alpha=0.10)
-        axes.plot(around, guessed, color=INK, lw=1, ls=":", label=said)
+        axes.plot(around, guessed, color=INK, lw=1, ls=":", label=chance_label)
         axes.set_xticks(angles, [textwrap.fill(label, 16) for label in labels])
         axes.tick_params(axis="x", pad=8)
         for label, sine in zip(axes.get_xticklabels(), np.sin(angles), strict=True):  # beside the circle, not on it
@@ -65,14 +69,14 @@ def radar_of(
 
 
 def clustering_bars(results: Results) -> str:
-    """NMI, ACC and ARI of each set with 95 % intervals, a bar an encoder."""
+    """NMI, ACC and ARI of each set with 95 % intervals, one bar per encoder."""
     colors = encoder_colors(results)
     rows = [row for row in results.results if row["benchmark"] == "clustering"]
     sets = list(dict.fromkeys(row["dataset"] for row in rows))
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     width = 0.8 / len(encoders)
     with matplotlib.rc_context(STYLE):
-        few = len(sets) <= 2  # side by side, or a bar is as wide as a page
+        few = len(sets) <= 2  # side by side, since a bar would be as wide as the page
         figure = Figure(figsize=(7.5, 3.4) if few else (1.4 * len(sets) + 2, 7.5), layout="constrained")
         panels = figure.subplots(*(1, 3) if few else (3, 1), sharex=True)
         for axes, metric in zip(panels, ("nmi", "acc", "ari"), strict=True):
@@ -96,7 +100,7 @@ def clustering_bars(results: Results) -> str:
 
 
 def tsne_map(path: str | Path, title: str) -> str:
-    """Points of one encoder's map, coloured by class; named in a legend up to twenty classes."""
+    """A scatter plot of one encoder's map, coloured by class; a legend names up to twenty classes."""
     with as_user_error(f"map {path}", OSError, json.JSONDecodeError, UnicodeDecodeError):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     points, labels = np.array(content["points"]), np.array(content["labels"])

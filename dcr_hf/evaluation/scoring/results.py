@@ -1,4 +1,4 @@
-"""A run's folder: results.json, predictions/*.jsonl, and the report's maps and thumbnails. Written, read, merged."""
+"""Write, read and merge a run's folder: results.json, predictions/*.jsonl, the report's maps and thumbnails."""
 
 import contextlib
 import json
@@ -24,10 +24,10 @@ class Results:
             p, test, noise.
         encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
         data: facts by set name (source, revision, items).
-        predictions: rows of encoder, benchmark, set, path; feature and seeds, or items and unparsed of a multimodal
-            model, which stands where an encoder does.
+        predictions: rows of encoder, benchmark, set, path; and feature and seeds, or, for a multimodal model in the
+            encoder's place, items and unparsed.
         maps: rows of encoder, set, feature, path.
-        thumbnails: folders with the MMVP images, small.
+        thumbnails: folders of small MMVP images.
         runs: command, dtype, seeds, versions, time of each run.
     """
 
@@ -49,11 +49,11 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """A results.json, or the folder that holds one.
+    """Read a results.json, or the one in a folder.
 
     Raises:
         NotFoundError: there is none.
-        UserError: not a file that this program wrote.
+        UserError: not a results.json of ours.
     """
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
@@ -72,10 +72,10 @@ def read_results(path: Path) -> Results:
 
 
 def merge(paths: list[Path]) -> Results:
-    """Several runs as one, but for `results` and `comparisons`: these follow from the predictions.
+    """Merge runs, except `results` and `comparisons`, which follow from the predictions.
 
-    Encoders of one name and the same weights, image processor and dtype are one encoder, and what several runs
-    measured of it is taken from the first. Where another has a name that is taken, its run's folder is added to it.
+    Encoders with the same name, weights, image processor and dtype are one encoder; the first run's predictions win.
+    A different encoder under a known name gets its run's folder appended to its name.
     """
     merged = Results()
     for path in paths:
@@ -105,7 +105,7 @@ def _content(facts: dict) -> dict:
 
 
 def write_text(path: Path, text: str) -> None:
-    """All of it or nothing: a reader never sees half a file."""
+    """Write a file atomically."""
     with writes_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
@@ -115,9 +115,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writes_to(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says of a disk that is full or a folder that cannot be written into a WriteError.
+    """Turn an OSError, such as a full disk or missing permission, into a WriteError that names the folder.
 
-    Only for code that writes and reads nothing of the user's.
+    Wrap only code that writes.
     """
     try:
         yield
@@ -126,12 +126,12 @@ def writes_to(folder: Path) -> Iterator[None]:
 
 
 def slug(*parts: str) -> str:
-    """Names as a file name."""
+    """A file name from names."""
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
