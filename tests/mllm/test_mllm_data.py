@@ -205,7 +205,7 @@ def test_an_image_without_bytes_is_named(tmp_path):
         data.images.read(3)
 
 
-def test_another_size_than_the_published_is_told(tmp_path, caplog):
+def test_another_size_than_the_published_is_reported(tmp_path, caplog):
     write_mmvp_questions(tmp_path / "MMVP", pairs=3)
     read("mmvp", tmp_path)
     assert re.search(r"MMVP: .*Questions.csv has 6 rows, published are 300", caplog.text)

@@ -39,7 +39,8 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
         folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise NotFoundError(
-            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: {error}"
+            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: "
+            + " ".join(str(error).split())
         ) from error
     return Located(folder, hub_id, folder.name)
 
