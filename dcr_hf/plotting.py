@@ -4,11 +4,12 @@ import base64
 import io
 
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 INK, FAINT = "#1f2933", "#d5dbe1"
 # Colour-blind safe (Okabe and Ito 2008), the reference encoder in grey.
 COLORS = ("#7b8794", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STYLE = {
+STYLE: dict[RcKeyType, object] = {
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": INK,

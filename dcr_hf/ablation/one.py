@@ -1,4 +1,4 @@
-"""One run of an ablation, in a process of its own or under a launcher: any recipe's, with all options given."""
+"""One run of an ablation, as a separate process or under a launcher: a recipe with all options given."""
 
 from dcr_hf.config import Recipe
 from dcr_hf.run import main

@@ -1,4 +1,4 @@
-"""The ablation as two pictures: where every run ended, and what it changed."""
+"""Two figures of an ablation: the final abilities of every run, and their changes."""
 
 import matplotlib
 import numpy as np
@@ -12,11 +12,11 @@ _MARKERS = "oDsv^<>PXph*"
 
 
 def draw(found: list[dict]) -> Figure:
-    """Left, if both abilities were measured: P-Ability against D-Ability, a point a seed, from the original of the
-    same seed. Beside it: each ability's change with its 95 % interval, a line a variant."""
+    """Plot P-Ability against D-Ability, if both were measured: one point per seed, joined to the original of that
+    seed. Beside it, plot each ability's change with its 95 % interval, one line per variant."""
     runs, measured = by_variant(found), abilities(found)
     trained = [name for name in runs if name != ORIGINAL]
-    both = int(len(measured) == 2)  # a panel more
+    both = int(len(measured) == 2)  # one more panel
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(4.2 * len(measured) + 6 * both, max(4.2, 0.36 * len(trained) + 1.6)), layout="constrained"
@@ -32,17 +32,19 @@ def draw(found: list[dict]) -> Figure:
 
 
 def _scatter(axes, runs: dict[str, list[dict]]) -> None:
-    place = {
+    points_of = {
         (each["variant"], each["seed"]): [100 * each["measured"][title]["value"] for title in (D_ABILITY, P_ABILITY)]
         for some in runs.values()
         for each in some
     }
     for index, name in enumerate(runs):
-        points = {seed: point for (variant, seed), point in place.items() if variant == name}
+        points = {seed: point for (variant, seed), point in points_of.items() if variant == name}
         color = COLORS[0] if name == ORIGINAL else COLORS[1 + index % (len(COLORS) - 1)]
         for seed, point in points.items():
-            if (ORIGINAL, seed) in place:
-                axes.plot(*zip(place[ORIGINAL, seed], point, strict=True), color=color, lw=0.8, alpha=0.5, zorder=1)
+            if (ORIGINAL, seed) in points_of:
+                axes.plot(
+                    *zip(points_of[ORIGINAL, seed], point, strict=True), color=color, lw=0.8, alpha=0.5, zorder=1
+                )
         axes.scatter(
             *np.array(list(points.values())).T,
             color=color,
@@ -57,15 +59,15 @@ def _scatter(axes, runs: dict[str, list[dict]]) -> None:
 
 
 def _changes(axes, runs: dict[str, list[dict]], title: str, named: bool) -> None:
-    for place, some in enumerate(runs.values()):
+    for height, some in enumerate(runs.values()):
         moved = change(some, title)
         low, middle, high = (100 * each for each in (moved.low, moved.over_seeds.mean, moved.high))
         color = "#009e73" if low > 0 else "#d55e00" if high < 0 else "#7b8794"
-        axes.plot([low, high], [place, place], color=color, lw=2)
+        axes.plot([low, high], [height, height], color=color, lw=2)
         axes.plot(
-            [100 * each["measured"][title]["change"] for each in some], [place] * len(some), "|", color=color, ms=8
+            [100 * each["measured"][title]["change"] for each in some], [height] * len(some), "|", color=color, ms=8
         )
-        axes.plot(middle, place, "o", color=color, ms=5)
+        axes.plot(middle, height, "o", color=color, ms=5)
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_title(f"{title}: change in points, 95 %", fontsize=10)
     axes.grid(axis="x", color=FAINT, lw=0.6)

@@ -1,4 +1,4 @@
-"""What the runs say together: means and spreads over the seeds, changes with intervals, a verdict per claim."""
+"""The runs summarised: means and spreads over seeds, changes with intervals, a verdict per claim."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,8 +14,7 @@ HOLDS, OPPOSITE, NOISE, UNDECIDED = "holds", "the opposite holds", "within noise
 
 
 class Spread(NamedTuple):
-    """A mean over seeds, its 95 % interval (Student's: what another seed would change), and the standard deviation.
-    With one seed there is neither."""
+    """A mean over seeds, its 95 % interval (Student's) and the standard deviation; both are NaN with one seed."""
 
     mean: float
     low: float
@@ -33,7 +32,7 @@ class Spread(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What training changed: over the seeds, and in how many of them beyond noise, up and down."""
+    """The change by training over the seeds, and in how many of them it was beyond noise, up and down."""
 
     over_seeds: Spread
     low: float
@@ -55,7 +54,7 @@ def value(runs: list[dict], title: str) -> Spread:
 
 
 def change(runs: list[dict], title: str) -> Change:
-    """Against the original of the same seed. With one seed the interval is the run's own: its items drawn again."""
+    """The change against the original of the same seed. With one seed: the run's own interval, over its items."""
     measured = [each["measured"][title] for each in runs]
     spread = Spread.of([each["change"] for each in measured])
     low, high = (spread.low, spread.high) if len(runs) > 1 else (measured[0]["low"], measured[0]["high"])
@@ -70,10 +69,9 @@ def change(runs: list[dict], title: str) -> Change:
 
 
 def verdicts(found: list[dict]) -> list[tuple[str, str, Spread]]:
-    """(what the paper says, whether it holds here, the difference over the seeds) for each claim whose variants ran.
+    """(the paper's claim, whether it holds here, the difference over the seeds) for each claim whose variants ran.
 
-    The naive sum's claim is about its gradients: the share of steps in which they point against each other, less a
-    half.
+    The naive sum's claim is about its gradients: the share of steps in which they oppose each other, minus a half.
     """
     runs, lines = by_variant(found), []
     for claim in CLAIMS:
@@ -81,7 +79,7 @@ def verdicts(found: list[dict]) -> list[tuple[str, str, Spread]]:
             values = {name: _by_seed(runs[name], claim.ability) for name in (claim.better, claim.worse)}
             seeds = sorted(values[claim.better].keys() & values[claim.worse].keys())
             spread = Spread.of([values[claim.better][seed] - values[claim.worse][seed] for seed in seeds])
-            lines.append((claim.said, _verdict(spread), spread))
+            lines.append((claim.statement, _verdict(spread), spread))
     shares = [each["opposed"] for each in runs.get("joint", []) if each["opposed"] is not None]
     if shares:
         spread = Spread.of([share - 0.5 for share in shares])
@@ -113,7 +111,7 @@ def markdown(found: list[dict]) -> str:
     judged = verdicts(found)
     if judged:
         lines += [markdown_line(["the paper says", "here", "difference (95 %)"]), markdown_line(["---"] * 3)]
-        lines += [markdown_line([said, f"**{verdict}**", _points(spread)]) for said, verdict, spread in judged]
+        lines += [markdown_line([claim, f"**{verdict}**", _points(spread)]) for claim, verdict, spread in judged]
     return "\n".join(lines) + "\n"
 
 
@@ -140,5 +138,5 @@ def _fidelity(runs: list[dict]) -> str:
 
 
 def abilities(found: list[dict]) -> tuple[str, ...]:
-    """Which of both were measured."""
+    """The abilities that were measured."""
     return tuple(title for title in (P_ABILITY, D_ABILITY) if title in found[0]["measured"])

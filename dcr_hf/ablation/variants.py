@@ -1,13 +1,13 @@
-"""Ways to train that are laid side by side, and what the paper says of them."""
+"""The variants of training that are compared, and the paper's claims about them."""
 
 from typing import NamedTuple
 
-ORIGINAL = "original"  # the encoder as it came: nothing is trained
-# What each changes of the common options.
+ORIGINAL = "original"  # the untrained encoder
+# The options in which each variant differs from the common ones.
 VARIANTS: dict[str, dict[str, object]] = {
     ORIGINAL: {},
     "reconstruction": {"objective": "reconstruction"},
-    # It does not ask the denoiser, so it has no stage 1: the projector would get no gradient.
+    # It does not use the denoiser, so it has no stage 1: the projector would get no gradient.
     "contrastive": {"objective": "contrastive", "stage": "2"},
     "joint": {"objective": "joint", "log_gradient_conflict_every": 10},
     "end_to_end": {"stage": "end_to_end"},
@@ -25,8 +25,8 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 # The paper's comparison.
 COMPARED = ("original", "reconstruction", "contrastive", "joint", "end_to_end", "dcr", "dcr_residual")
-# Of every run unless the command line says otherwise: the paper's batch and temperature, and stages of the length that
-# the miniature bears.
+# Options of every run unless the command line overrides them: the paper's batch and temperature, and stage lengths for
+# the miniature.
 COMMON: dict[str, object] = {
     "stage1_max_steps": 200,
     "stage1_learning_rate": 1e-3,
@@ -44,9 +44,9 @@ P_ABILITY, D_ABILITY = "P-Ability", "D-Ability"
 
 
 class Claim(NamedTuple):
-    """That `better` has more of an ability than `worse`."""
+    """The claim that `better` has more of an ability than `worse`."""
 
-    said: str
+    statement: str
     ability: str
     better: str
     worse: str

@@ -1,6 +1,6 @@
-"""What a trained encoder, its projector and the denoiser show together; see docs/diagnostics.md.
+"""Diagnostics of a trained encoder with its projector and the denoiser; see docs/diagnostics.md.
 
-A measurement of a finished encoder that no benchmark makes enters here.
+A measurement of a finished encoder that is not a benchmark enters here.
 """
 
 __all__ = ["predictions", "report", "scatter"]

@@ -1,4 +1,4 @@
-"""Diagnoses of a trained encoder.
+"""Diagnostics of a trained encoder.
 
 python -m dcr_hf.diagnostics scatter --encoder ENCODER --projector OUT/stage1 --denoiser DENOISER --data LABELLED
 """
@@ -15,9 +15,11 @@ from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
+from dcr_hf.errors import NotFoundError, UserError, exit_on_user_error
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
+from dcr_hf.evaluation.scoring.results import writes_to
 from dcr_hf.models.families import check_encoder
 from dcr_hf.models.projector import Projector, check_projector
 
@@ -27,72 +29,80 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_scatter(commands)
     options = parser.parse_args(arguments)
-    try:
+    with exit_on_user_error():
         print(run_scatter(options))
-    except (OSError, ValueError) as error:
-        # From a loader's worker the message comes wrapped in the worker's traceback; its last line is ours.
-        parser.exit(2, f"error: {str(error).strip().splitlines()[-1].split('ImageError: ')[-1]}\n")
 
 
 def _add_scatter(commands) -> None:
     scatter = commands.add_parser(
         "scatter",
-        help="scatter within and between classes, of embeddings and of predictions: theorem 1",
+        help="theorem 1: scatter of embeddings and of predictions, within and between classes",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    scatter.add_argument("--encoder", required=True, help="CLIP or SigLIP folder or id, or a result of stage 2")
-    scatter.add_argument("--projector", required=True, help="folder of the projector, such as OUT/stage1")
-    scatter.add_argument("--denoiser", required=True, help="Stable Diffusion folder or id")
+    scatter.add_argument("--encoder", required=True, help="CLIP or SigLIP folder or hub id, or a result of stage 2")
+    scatter.add_argument("--projector", required=True, help="projector folder, such as OUT/stage1")
+    scatter.add_argument("--denoiser", required=True, help="Stable Diffusion folder or hub id")
     scatter.add_argument(
         "--data",
         required=True,
-        help="labelled images: shards as of CLIP_benchmark, class folders, or a hub id of such",
+        help="labelled images: shards in CLIP_benchmark's layout, class folders, or a hub id",
     )
-    scatter.add_argument("--output_dir", type=Path, default=Path("scatter"), help="where scatter.json, .md, .png go")
-    scatter.add_argument("--classes", type=_at_least(2), default=10, help="at most so many")
-    scatter.add_argument("--images_per_class", type=_at_least(2), default=20, help="at most so many")
-    scatter.add_argument("--probes", type=_at_least(1), default=4, help="noisy latents, the same for all conditions")
-    scatter.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the probes")
-    scatter.add_argument("--batch_size", type=_at_least(1), default=32, help="of encoder and UNet")
-    scatter.add_argument("--workers", type=int, default=2, help="processes that decode images")
+    scatter.add_argument("--output_dir", type=Path, default=Path("scatter"), help="folder for scatter.json, .md, .png")
+    scatter.add_argument("--classes", type=_at_least(2), default=10, help="largest number of classes")
+    scatter.add_argument(
+        "--images_per_class", type=_at_least(2), default=20, help="largest number of images per class"
+    )
+    scatter.add_argument(
+        "--probes", type=_at_least(1), default=4, help="number of noisy latents, shared by all conditions"
+    )
+    scatter.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the probes")
+    scatter.add_argument("--batch_size", type=_at_least(1), default=32, help="batch size of encoder and UNet")
+    scatter.add_argument("--workers", type=int, default=2, help="decoding processes")
 
 
 def run_scatter(options: argparse.Namespace) -> str:
-    """Check, measure, write; returns the table."""
+    """Check, measure and write; return the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, options.seeds))}: give each once.")
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: give each once.")
     encoder = PretrainedEncoder("encoder", options.encoder, device=device)
-    place = check_projector(options.projector, check_encoder(encoder.base), check_denoiser(options.denoiser))
+    projector_folder = check_projector(
+        options.projector, check_encoder(encoder.base), check_denoiser(options.denoiser)
+    )
     data = _read(options.data)
     rows = choose_images(data.labels, options.classes, options.images_per_class)
     embeddings, pixels = embed(encoder, data, rows, options.batch_size, options.workers)
-    conditions = conditions_of(Projector.from_pretrained(place).to(device), embeddings)
-    # Predictions of one latent differ by about as much as bfloat16 and TF32 round.
+    conditions = conditions_of(Projector.from_pretrained(projector_folder).to(device), embeddings)
+    # Predictions of one latent differ by about the rounding error of bfloat16 and TF32.
     torch.backends.cudnn.allow_tf32 = False
     denoiser = FrozenDenoiser.from_pretrained(options.denoiser, dtype=torch.float32).to(device)
-    ours, labels = embedding_gram(embeddings), data.labels[rows]
-    theirs = {
+    embedded, labels = embedding_gram(embeddings), data.labels[rows]
+    prediction_grams = {
         seed: prediction_gram(denoiser, conditions, pixels, options.probes, seed, options.batch_size)
         for seed in options.seeds
     }
-    found = {seed: compare(ours, gram, labels) for seed, gram in theirs.items()}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    by_seed = {seed: compare(embedded, gram, labels) for seed, gram in prediction_grams.items()}
+    used_options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     classes = len(set(labels.tolist()))
     measured = {"images": len(rows), "classes": classes, "encoder": encoder.identity}
-    seed, shown = next(iter(theirs.items()))
+    seed, shown = next(iter(prediction_grams.items()))
     title = f"{data.name}: {len(rows)} images of {classes} classes, seed {seed}"
-    figure = draw(ours, shown, labels, found[seed]["within"]["m"], title)
-    summary = over_seeds(list(found.values()))
-    _write(options.output_dir, {"options": given, "measured": measured, "summary": summary, "seeds": found}, figure)
+    figure = draw(embedded, shown, labels, by_seed[seed]["within"]["m"], title)
+    summary = over_seeds(list(by_seed.values()))
+    _write(
+        options.output_dir,
+        {"options": used_options, "measured": measured, "summary": summary, "seeds": by_seed},
+        figure,
+    )
     return f"{markdown(summary)}\n\nWritten: {options.output_dir}/scatter.json, scatter.md, scatter.png"
 
 
 def _write(folder: Path, result: dict[str, Any], figure: Figure) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
-    figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
+        figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
 
 
 def _read(name: str) -> LabeledImages:
@@ -101,7 +111,7 @@ def _read(name: str) -> LabeledImages:
         folder = folder.resolve()
         return read_labeled(folder.name, None, folder.parent)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--data {name!r} is neither a folder here nor a hub id such as clip-benchmark/wds_vtab-cifar10."
         )
     return read_labeled(name.split("/")[-1], name, None)

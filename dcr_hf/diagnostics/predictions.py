@@ -1,4 +1,4 @@
-"""Embeddings and the predictions under their conditions, as Gram matrices over the same images."""
+"""Gram matrices of embeddings and of the predictions under their conditions, over the same images."""
 
 import numpy as np
 import torch
@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.embed import pixel_batches
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
@@ -14,17 +15,17 @@ from dcr_hf.models.projector import Projector
 
 
 def choose_images(labels: np.ndarray, classes: int, images_per_class: int) -> np.ndarray:
-    """Numbers of images of at most so many classes, and of each at most so many; the same ones at every call.
+    """Row numbers of at most `images_per_class` images of at most `classes` classes; the same at every call.
 
     Raises:
-        ValueError: fewer than two classes, or not two images of any.
+        UserError: fewer than two classes, or no class with two images.
     """
     generator = np.random.default_rng(0)
     present = np.unique(labels)
     chosen = np.sort(generator.permutation(present)[:classes])
     rows = [generator.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in chosen]
     if len(rows) < 2 or max(map(len, rows)) < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(rows)} classes of at most {max(map(len, rows))} images: scatter within and between classes needs "
             "two classes, and two images of one of them."
         )
@@ -34,7 +35,7 @@ def choose_images(labels: np.ndarray, classes: int, images_per_class: int) -> np
 def embed(
     encoder: PretrainedEncoder, data: LabeledImages, rows: np.ndarray, batch_size: int, workers: int
 ) -> tuple[Tensor, Tensor]:
-    """z (N, D) on the encoder's device, and the pixels (N, 3, S, S) uint8, of some images of a data set."""
+    """z (N, D) on the encoder's device, and the pixels (N, 3, S, S) uint8, of the images `rows` of a data set."""
     embeddings, pixels = [], []
     with tqdm(total=len(rows), desc=f"embedding {data.name}", unit=" images") as bar:
         for batch in pixel_batches(data.images, encoder.preprocess, rows.tolist(), batch_size, workers):
@@ -46,12 +47,12 @@ def embed(
 
 @torch.no_grad()
 def conditions_of(projector: Projector, embeddings: Tensor) -> Tensor:
-    """c (N, C)."""
+    """The conditions c (N, C) of embeddings."""
     return projector.eval()(embeddings)
 
 
 def embedding_gram(embeddings: Tensor) -> np.ndarray:
-    """(N, N), of z (N, D) at unit length, as D-Ability is measured."""
+    """The Gram matrix (N, N) of z (N, D) at unit length, as D-Ability is measured."""
     return _gram(F.normalize(embeddings.double(), dim=-1))
 
 
@@ -59,14 +60,14 @@ def embedding_gram(embeddings: Tensor) -> np.ndarray:
 def prediction_gram(
     denoiser: FrozenDenoiser, conditions: Tensor, pixels: Tensor, probes: int, seed: int, batch_size: int
 ) -> np.ndarray:
-    """(N, N), of the predictions under conditions (N, C): each at unit length, as in the loss, the mean over probes.
+    """The Gram matrix (N, N) of the predictions under conditions (N, C), at unit length, averaged over probes.
 
     A probe is a noisy latent: one of the images, its timestep and noise, drawn by the seed. It is the same for all
-    conditions, so that only they make the predictions differ.
+    conditions, so that predictions differ by these alone.
 
     Args:
         pixels: (N, 3, S, S), uint8, to draw probes from.
-        probes: how many; their timesteps are spread over the whole schedule.
+        probes: how many; their timesteps are spread over the schedule.
     """
     total = np.zeros((len(conditions), len(conditions)))
     noisy_latents, timesteps = _probes(denoiser, pixels, probes, seed)
@@ -82,7 +83,8 @@ def prediction_gram(
 
 def _probes(denoiser: FrozenDenoiser, pixels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy latents (K, 4, h, w) and their timesteps (K,)."""
-    device, steps = denoiser.alphas_cumprod.device, denoiser.scheduler.config.num_train_timesteps
+    levels = denoiser.get_buffer("alphas_cumprod")  # (T,)
+    device, steps = levels.device, len(levels)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         chosen = torch.randint(len(pixels), (count,))
@@ -93,7 +95,7 @@ def _probes(denoiser: FrozenDenoiser, pixels: Tensor, count: int, seed: int) -> 
 
 
 def _gram(points: Tensor) -> np.ndarray:
-    """From the points' mean as the origin: predictions of one latent are so close that their distances would be lost
-    between numbers near 1."""
+    """The Gram matrix about the points' mean: predictions of one latent are so close that their distances would
+    be lost in rounding."""
     centred = points - points.mean(dim=0)
     return (centred @ centred.T).cpu().numpy()

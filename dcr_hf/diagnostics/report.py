@@ -1,4 +1,4 @@
-"""What was found about scatter, as a table and a picture."""
+"""The results on scatter as a table and a figure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +21,13 @@ ROWS = {
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table of `scatter.over_seeds`, and how much of each scatter is between classes."""
+    """The table of `scatter.over_seeds`, and the share of each scatter that is between classes."""
     lines = ["| | within classes | between classes |", "|---|---|---|"]
     for name, title in ROWS.items():
         cells = [f"{summary[way][name]['mean']:.4g} ± {summary[way][name]['std']:.2g}" for way in WAYS]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     shares = [f"{space} {between_share(summary, space):.1%}" for space in ("embeddings", "predictions")]
-    return "\n".join([*lines, "", f"Of all scatter, between classes: {', '.join(shares)}."])
+    return "\n".join([*lines, "", f"Share of scatter between classes: {', '.join(shares)}."])
 
 
 def between_share(summary: Mapping[str, Any], space: str) -> float:
@@ -36,7 +36,7 @@ def between_share(summary: Mapping[str, Any], space: str) -> float:
 
 
 def draw(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray, m: float, title: str) -> Figure:
-    """Every pair of images: its squared distance in the one space and in the other, and m's slope below them all."""
+    """Plot each pair of images by its squared distances in both spaces, above the line with slope m^2."""
     first, second = np.triu_indices(len(labels), k=1)
     same = labels[first] == labels[second]
     x, y = squared_distances(embeddings), squared_distances(predictions)

@@ -1,20 +1,21 @@
 """The paper's first theorem in numbers: the scatter of embeddings against that of predictions.
 
-Everything is computed from Gram matrices, since scatter and distances need no more: G[i, j] = <x_i, x_j>, (N, N), of
-vectors from any one origin.
+Gram matrices suffice for scatter and distances: G[i, j] = <x_i, x_j>, (N, N), of vectors from any one origin.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from dcr_hf.errors import UserError
+
 WAYS = ("within", "between")
-# Pairs that are as good as one point in the embedding space say nothing of the slope between the spaces.
+# Squared distance below which two embeddings count as one point and define no slope.
 _SAME = 1e-10
 
 
 def scatter(gram: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Within and between the classes of points with this Gram matrix (N, N) and labels (N,).
+    """Scatter within and between the classes of points with this Gram matrix (N, N) and labels (N,).
 
     S_within = sum_i |x_i - mu_c(i)|^2 / N,  S_between = sum_c n_c |mu_c - mu|^2 / N
     """
@@ -34,7 +35,7 @@ def slopes(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray) 
         does not bound the second.
 
     Raises:
-        ValueError: there is no scatter to compare, or no m above 0.
+        UserError: there is no scatter to compare, or no m above 0.
     """
     averages, _ = _averages(labels)
     of_means = (averages @ gram @ averages.T for gram in (embeddings, predictions))
@@ -45,10 +46,10 @@ def _slope(what: str, embeddings: np.ndarray, predictions: np.ndarray) -> float:
     apart = squared_distances(embeddings)
     different = apart > _SAME
     if not different.any():
-        raise ValueError(f"all {what} have one embedding: there is no scatter to compare.")
+        raise UserError(f"all {what} have one embedding: there is no scatter to compare.")
     least = (squared_distances(predictions)[different] / apart[different]).min()
     if least <= 0:
-        raise ValueError(
+        raise UserError(
             f"two {what} with different embeddings have one prediction: theorem 1 needs an m above 0. Does the "
             "projector belong to this encoder and denoiser?"
         )
@@ -63,7 +64,7 @@ def squared_distances(gram: np.ndarray) -> np.ndarray:
 
 
 def _averages(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C, N), which makes points their classes' means; and the classes' shares (C,)."""
+    """The matrix (C, N) that maps points to their classes' means, and the classes' shares (C,)."""
     members = (labels == np.unique(labels)[:, None]).astype(float)  # (C, N)
     counts = members.sum(axis=1)
     return members / counts[:, None], counts / len(labels)
@@ -92,10 +93,9 @@ def compare(embeddings: np.ndarray, predictions: np.ndarray, labels: np.ndarray)
 
 
 def over_seeds(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and standard deviation over what `compare` found with each seed."""
-    summary = {way: {} for way in WAYS}
-    for way in WAYS:
-        for name in seeds[0][way]:
-            values = [seed[way][name] for seed in seeds]
-            summary[way][name] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
-    return summary
+    """Mean and standard deviation over the results of `compare` for each seed."""
+    return {way: {name: _spread([seed[way][name] for seed in seeds]) for name in seeds[0][way]} for way in WAYS}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values))}

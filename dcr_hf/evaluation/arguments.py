@@ -1,11 +1,11 @@
-"""What the command lines of the evaluations share."""
+"""Argument types shared by the evaluation command lines."""
 
 import argparse
 from pathlib import Path
 
 
 def named_paths(parser: argparse.ArgumentParser, option: str, values: list[str]) -> dict[str, str]:
-    """NAME=FOLDER_OR_ID ... -> path or id by name; without a name the path's last part is it."""
+    """NAME=FOLDER_OR_ID ... -> path or id by name; the name defaults to the path's last part."""
     named = {}
     for value in values:
         name, separator, path = value.partition("=")
@@ -31,8 +31,3 @@ def not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
-
-
-def image_reason(error: Exception) -> str:
-    """An ImageError's message; from a loader's worker it comes wrapped in the worker's traceback, as its last line."""
-    return str(error).strip().splitlines()[-1].split("ImageError: ")[-1]

@@ -1,9 +1,10 @@
-"""The benchmarks by name: which sets, how they are read, what is predicted, how it is scored."""
+"""The benchmarks by name: their sets, readers, predictions and scores."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.image_sets import ImageSet
 from dcr_hf.evaluation.readers.mmvp import read_mmvp
 from dcr_hf.evaluation.readers.shards import read_captioned, read_labeled
@@ -41,11 +42,11 @@ class Benchmark:
     """How one benchmark is run on one set.
 
     Attributes:
-        sets: hub id by name; these are run when no set is named.
+        sets: hub id by name; all of them run unless one is named.
         read: (name, hub id or None, data root or None) -> the set.
-        predict: (embeddings, set, feature kind, seeds) -> one row an item, JSON-able.
+        predict: (embeddings, set, feature kind, seeds) -> one JSON-able row per item.
         score: (set name, rows) -> scores.
-        needs_text: whether an encoder without a text tower is refused.
+        needs_text: True if the encoder must have a text tower.
     """
 
     sets: Mapping[str, str]
@@ -65,31 +66,31 @@ BENCHMARKS = {
 
 
 def parse_benchmarks(names: list[str], data_root: Path | None) -> list[tuple[str, str]]:
-    """`clustering`, `clustering:dtd` ... -> (benchmark, set), each once. A folder of DATA_ROOT is a set as well.
+    """`clustering`, `clustering:dtd` ... -> unique (benchmark, set) pairs. A folder of DATA_ROOT is also a set.
 
     Raises:
-        ValueError: unknown benchmark or set; lists the known ones.
+        UserError: unknown benchmark or set; lists the known ones.
     """
     chosen = []
     for name in names:
-        benchmark, _, chosen_set = name.partition(":")
+        benchmark, _, dataset = name.partition(":")
         if benchmark not in BENCHMARKS:
-            raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+            raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
         known = BENCHMARKS[benchmark].sets
-        if chosen_set and chosen_set not in known and not (data_root and (data_root / chosen_set).is_dir()):
-            raise ValueError(
-                f"unknown set {chosen_set!r} of benchmark {benchmark}; known: {', '.join(known)}, or the name of a "
+        if dataset and dataset not in known and not (data_root and (data_root / dataset).is_dir()):
+            raise UserError(
+                f"unknown set {dataset!r} of benchmark {benchmark}; known: {', '.join(known)}, or the name of a "
                 f"folder below --data_root ({data_root or 'not given'})."
             )
-        chosen += [(benchmark, each) for each in ([chosen_set] if chosen_set else known)]
+        chosen += [(benchmark, each) for each in ([dataset] if dataset else known)]
     return list(dict.fromkeys(chosen))
 
 
 def read_sets(chosen: list[tuple[str, str]], data_root: Path | None) -> dict[tuple[str, str], ImageSet]:
-    """The data of each (benchmark, set); what two benchmarks share is read once.
+    """The data of each (benchmark, set). Data shared by two benchmarks is read once.
 
     Raises:
-        FileNotFoundError, ValueError: a set that is missing or broken, by name.
+        NotFoundError, UserError: a set is missing or broken; the message names it.
     """
     read: dict[tuple, ImageSet] = {}
     for name, each in chosen:

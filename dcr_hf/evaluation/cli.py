@@ -9,11 +9,11 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
+from dcr_hf.errors import exit_on_user_error
+from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.plan import prepare
-from dcr_hf.evaluation.readers.decode import ImageError
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
@@ -23,16 +23,14 @@ FEATURES = ("auto", "projected", "pooled", "mean_patch")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate, or merge earlier runs; prints the tables and where the files are."""
+    """Evaluate, or merge earlier runs; print the tables and the paths of the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = _parser()
     options = parser.parse_args(arguments)
-    # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
+    # Under torchrun on CPUs accelerate joins the processes only with cpu=True.
     PartialState(cpu=not torch.accelerator.is_available())
-    try:
+    with exit_on_user_error():
         results = _compare(parser, options) if options.compare else _evaluate(parser, options)
-    except ImageError as error:
-        parser.exit(1, f"error: {image_reason(error)}\n")
     if results is not None:
         print(markdown(make_tables(results)))
         print(f"Written: {options.output_dir}/results.json, results.md, report.html, predictions/")
@@ -47,14 +45,10 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each once, none negative")
     encoders = named_paths(parser, "--encoders", options.encoders)
-    # cuDNN computes float32 convolutions in TF32 unless told not to: about 1e-3 off, and pairs turn on less.
+    # By default cuDNN computes float32 convolutions in TF32: errors of about 1e-3, enough to change pairs.
     torch.backends.cudnn.allow_tf32 = False
-    try:
-        prepared = prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
     return execute(
-        prepared,
+        prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype),
         output_dir=options.output_dir,
         cache_dir=options.cache_dir,
         seeds=tuple(options.seeds),
@@ -65,13 +59,10 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Results | None:
     if options.encoders or options.benchmarks:
-        parser.error("--compare merges earlier runs; --encoders and --benchmarks do not go with it")
+        parser.error("--compare merges earlier runs; --encoders and --benchmarks cannot be combined with it")
     if not PartialState().is_main_process:
         return None
-    try:
-        return compare_runs(options.compare, options.output_dir)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
+    return compare_runs(options.compare, options.output_dir)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,27 +73,31 @@ def _parser() -> argparse.ArgumentParser:
         "--encoders",
         nargs="+",
         metavar="NAME=FOLDER_OR_ID",
-        help="CLIP or SigLIP folders or ids, or stage-2 checkpoints; the first is what the others are compared with",
+        help="CLIP or SigLIP folders or hub ids, or stage-2 checkpoints, to measure; the first is the reference",
     )
     parser.add_argument(
         "--benchmarks",
         nargs="+",
         metavar="NAME[:SET]",
-        help="; ".join(f"{name} ({', '.join(each.sets)})" for name, each in BENCHMARKS.items()),
-    )
-    parser.add_argument("--compare", nargs="+", type=Path, metavar="RESULTS", help="results.json of earlier runs")
-    parser.add_argument("--data_root", type=Path, help="folder of local copies; what is not there comes from the hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the report goes")
-    parser.add_argument(
-        "--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="embeddings are kept here for the next run"
+        help="benchmarks to run, all sets or one: "
+        + "; ".join(f"{name} ({', '.join(each.sets)})" for name, each in BENCHMARKS.items()),
     )
     parser.add_argument(
-        "--feature", choices=FEATURES, default="auto", help="what is clustered and probed; auto: the joint space"
+        "--compare", nargs="+", type=Path, metavar="RESULTS", help="merge these results.json of earlier runs"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of k-means")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the encoder")
-    parser.add_argument("--batch_size", type=positive, default=64, help="images a forward pass")
+    parser.add_argument("--data_root", type=Path, help="folder of local data sets; missing ones are downloaded")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached embeddings")
     parser.add_argument(
-        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+        "--feature",
+        choices=FEATURES,
+        default="auto",
+        help="image feature for clustering and linear probes; auto: the joint space",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of k-means")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="dtype of the encoder")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images per forward pass")
+    parser.add_argument(
+        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes per device"
     )
     return parser

@@ -1,21 +1,22 @@
-"""Is one encoder better than another? Paired tests on the items that both were measured on."""
+"""Paired tests of encoders on the items that both were measured on."""
 
 import logging
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.scoring.results import Results, read_rows
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.evaluation.scoring.statistics import bootstrap_p, difference_interval, mcnemar_p, paired_interval
 
 SIGNIFICANT = 0.05
-PLACE = ("encoder", "benchmark", "dataset", "metric")
+_KEY = ("encoder", "benchmark", "dataset", "metric")
 logger = logging.getLogger(__name__)
 
 
 def collect(results: Results, scored: dict[tuple[str, str, str], Scored]) -> None:
-    """All scores, by (encoder, benchmark, set), as rows of `results`, and the comparisons between encoders."""
+    """Fill `results` with all scores, by (encoder, benchmark, set), and the comparisons between encoders."""
     results.results = [
         {
             "encoder": encoder,
@@ -31,17 +32,17 @@ def collect(results: Results, scored: dict[tuple[str, str, str], Scored]) -> Non
 
 
 def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> list[dict]:
-    """Every encoder against the first, on every metric.
+    """Compare every encoder with the first, on every metric.
 
     Args:
         scored: by (encoder, benchmark, set).
 
     Returns:
-        Rows of results.comparisons, each difference with its 95 % interval; none, but a warning, where items or
-        features differ. `noise` says that p is not below 0.05: the difference may be chance.
+        Rows of results.comparisons, each difference with its 95 % interval. Where items or features differ there is
+        a warning instead of a row. `noise`: p is not below 0.05, so the difference may be chance.
     """
     reference, *others = results.encoders
-    values = {tuple(row[part] for part in PLACE): row["value"] for row in results.results}
+    values = {tuple(row[part] for part in _KEY): row["value"] for row in results.results}
     rows, order = [], list(dict.fromkeys(benchmark for _, benchmark, _ in scored))
     for encoder in others:
         for (name, benchmark, dataset), right in sorted(scored.items(), key=lambda each: order.index(each[0][1])):
@@ -55,33 +56,33 @@ def compare(results: Results, scored: dict[tuple[str, str, str], Scored]) -> lis
             for part, metric in {**right.samples, **right.correct}:
                 a, b = (values[each, benchmark, part, metric] for each in (reference, encoder))
                 test = _test(left, right, part, metric, b - a)
-                place = {"encoder": encoder, "reference": reference, "benchmark": benchmark, "dataset": part}
-                rows.append({**place, "metric": metric, "difference": b - a, **test})
+                labels = {"encoder": encoder, "reference": reference, "benchmark": benchmark, "dataset": part}
+                rows.append({**labels, "metric": metric, "difference": b - a, **test})
     return [{**row, "noise": row["p"] >= SIGNIFICANT} for row in rows]
 
 
 def _test(left: Scored, right: Scored, dataset: str, metric: str, difference: float) -> dict:
-    place = (dataset, metric)
-    if place in right.correct:
-        a, b = left.correct[place], right.correct[place]
+    key = (dataset, metric)
+    if key in right.correct:
+        a, b = left.correct[key], right.correct[key]
         gained, lost = int(np.sum(~a & b)), int(np.sum(a & ~b))
         low, high = paired_interval(gained, lost, len(a))
         return {"low": low, "high": high, "test": "mcnemar", "p": mcnemar_p(a, b), "gained": gained, "lost": lost}
-    samples_a, samples_b = left.samples[place], right.samples[place]
+    samples_a, samples_b = left.samples[key], right.samples[key]
     low, high = difference_interval(difference, samples_a, samples_b)
     return {"low": low, "high": high, "test": "bootstrap", "p": bootstrap_p(difference, samples_a, samples_b)}
 
 
 def score_predictions(results: Results) -> dict[tuple[str, str, str], Scored]:
-    """Scores again from the prediction files, by (encoder, benchmark, set).
+    """Compute the scores again from the prediction files, by (encoder, benchmark, set).
 
     Raises:
-        ValueError: predictions of another benchmark, as recipes/evaluate_mllm.py keeps them.
+        UserError: predictions of another benchmark, such as those of recipes/evaluate_mllm.py.
     """
     scored = {}
     for row in results.predictions:
         if row["benchmark"] not in BENCHMARKS:
-            raise ValueError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
+            raise UserError(f"benchmark {row['benchmark']!r} is none of {', '.join(BENCHMARKS)}: {row['path']}.")
         each = BENCHMARKS[row["benchmark"]].score(row["set"], read_rows(row["path"]))
         each.feature = row["feature"]
         scored[row["encoder"], row["benchmark"], row["set"]] = each
@@ -92,7 +93,7 @@ def mean_clustering(scored: dict[tuple[str, str, str], Scored]) -> dict[tuple[st
     """The mean over the clustering sets of each encoder that has several, as the paper reports it."""
     means = {}
     for encoder in dict.fromkeys(name for name, _, _ in scored):
-        parts = {place[2]: each for place, each in scored.items() if place[:2] == (encoder, "clustering")}
+        parts = {key[2]: each for key, each in scored.items() if key[:2] == (encoder, "clustering")}
         if len(parts) < 2:
             continue
         first = next(iter(parts.values()))

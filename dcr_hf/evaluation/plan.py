@@ -1,4 +1,4 @@
-"""What will be run: encoders x benchmarks, checked and read before anything is computed."""
+"""The plan: encoders x benchmarks, checked and read before anything is computed."""
 
 import logging
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import ImageSet
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """One line of work: this encoder on this set of this benchmark, with this feature."""
+    """One unit of work: this encoder on this set of this benchmark, with this feature."""
 
     encoder: PretrainedEncoder
     benchmark: str
@@ -43,7 +44,7 @@ def prepare(
     """Check names, encoders (path or id by name) and data, and read the data's tables.
 
     Raises:
-        ValueError, FileNotFoundError: what is wrong, by name; also when nothing is left to run.
+        UserError, NotFoundError: a wrong name, encoder or set, which the message names; nothing left to run.
     """
     chosen = parse_benchmarks(benchmarks, data_root)
     loaded = [PretrainedEncoder(name, path, dtype, PartialState().device) for name, path in encoders.items()]
@@ -51,16 +52,16 @@ def prepare(
     for line in refused:
         logger.warning("refused: %s", line)
     if not plans:
-        raise ValueError(f"nothing to run: {'; '.join(refused)}.")
+        raise UserError(f"nothing to run: {'; '.join(refused)}.")
     return Prepared(loaded, plans, refused, benchmarks)
 
 
 def _make_plans(
     encoders: list[PretrainedEncoder], chosen: list[tuple[str, str]], data_root: Path | None, feature: str
 ) -> tuple[list[Plan], list[str]]:
-    """What is run, and what is refused, by name. Every set is read once."""
+    """The plans, and the refused combinations by name. Every set is read once."""
     pairs = [(encoder, name, each) for name, each in chosen for encoder in encoders]
-    allowed = [place for place in pairs if place[0].has_text or not BENCHMARKS[place[1]].needs_text]
+    allowed = [pair for pair in pairs if pair[0].has_text or not BENCHMARKS[pair[1]].needs_text]
     refused = [
         f"{name}:{each} for encoder {encoder.name}, which has no text tower"
         for encoder, name, each in pairs

@@ -1,4 +1,4 @@
-"""A whole evaluation: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
+"""An evaluation run: encoders x benchmarks -> a folder with results, predictions, tables and the report."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def execute(
     batch_size: int = 64,
     workers: int = 2,
 ) -> Results | None:
-    """Measure and write everything; the first encoder is what the others are compared with.
+    """Measure and write everything; the first encoder is the reference.
 
-    Under several processes each embeds a share of the images, the main process does the rest; the others return None.
+    Each process embeds a share of the images. The main process does the rest; the others return None.
     """
     state, plans = PartialState(), prepared.plans
     embedder = DiskEmbedder(cache_dir, batch_size, workers)
@@ -53,7 +53,7 @@ def execute(
 
 
 def compare_runs(paths: list[Path], output_dir: Path) -> Results:
-    """Several runs in one table, with paired tests between encoders that were measured on the same items."""
+    """Merge runs into one table, with paired tests of encoders that were measured on the same items."""
     results = merge(paths)
     scored = score_predictions(results)
     collect(results, {**scored, **mean_clustering(scored)})
@@ -84,11 +84,12 @@ def _measure(plan: Plan, embedder: DiskEmbedder, seeds: tuple[int, ...], output_
 def _illustrate(plans: list[Plan], embedder: DiskEmbedder, output_dir: Path, results: Results) -> None:
     labelled = [plan.data for plan in plans if isinstance(plan.data, LabeledImages)]
     shown = easiest_to_see(labelled, {plan.data.title for plan in plans if plan.benchmark == "clustering"})
-    for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
-        path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
-        write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
-        facts = {"encoder": plan.encoder.name, "set": shown.title, "feature": plan.feature}
-        results.maps.append({**facts, "path": str(path.resolve())})
+    if shown is not None:
+        for plan in {plan.encoder.name: plan for plan in plans if plan.data is shown}.values():
+            path = output_dir / "maps" / f"{slug(plan.encoder.name, shown.title)}.json"
+            write_map(path, embedder.embeddings(plan.encoder, shown), shown, plan.feature)
+            facts = {"encoder": plan.encoder.name, "set": shown.title, "feature": plan.feature}
+            results.maps.append({**facts, "path": str(path.resolve())})
     for data in {plan.data.name: plan.data for plan in plans if isinstance(plan.data, PairedImages)}.values():
         folder = output_dir / "thumbnails" / slug(data.name)
         write_thumbnails(folder, data.images)

@@ -17,14 +17,14 @@ METRICS = ("classification", "clustering", "paired_accuracy", "retrieval_recall"
 
 @cache
 def load_metric(name: str) -> Any:
-    """One of METRICS, ready to compute; keeps its input in memory, so that processes do not wait for file locks."""
+    """Load one of METRICS; it keeps its input in memory, so that processes do not wait for file locks."""
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return _evaluate_library().load(str(Path(__file__).parent / name), keep_in_memory=True)
 
 
 def _evaluate_library() -> ModuleType:
-    """`import evaluate`, past recipes/evaluate.py: a recipe's folder stands first on sys.path while it runs."""
+    """`import evaluate`, not recipes/evaluate.py: a running recipe's folder is first on sys.path."""
     path = sys.path
     sys.path = [entry for entry in path if not (Path(entry) / "evaluate.py").is_file()]
     try:

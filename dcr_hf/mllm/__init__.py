@@ -1,4 +1,4 @@
-"""Multimodal models (LLaVA-1.5) on MMVP, NaturalBench and CV-Bench: what an encoder is worth to a language model.
+"""Multimodal models (LLaVA-1.5) on MMVP, NaturalBench and CV-Bench: what an encoder contributes to a language model.
 
 A new multimodal benchmark enters here, with its entry in `mllm.benchmarks`.
 """

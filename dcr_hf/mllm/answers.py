@@ -1,11 +1,11 @@
-"""A reply in free words -> the option that it names, or None: then it counts as wrong and is listed."""
+"""A free-form reply -> the option that it names, or None, which counts as wrong and is listed."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 
 def first_word(reply: str, words: Sequence[str]) -> str | None:
-    """Which of `words` stands first in the reply, as a word of its own, in any case; NaturalBench's rule."""
+    """The first of `words` that occurs in the reply as a separate word, in any case; NaturalBench's rule."""
     found = re.search(rf"\b({'|'.join(map(re.escape, words))})\b", reply, re.IGNORECASE)
     return next(word for word in words if word.lower() == found[1].lower()) if found else None
 
@@ -14,9 +14,9 @@ def named_option(reply: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that a reply names.
 
     In this order: the reply is a letter ("B", "(b).", "B) Closed"); a letter in brackets ("it is (b)"); a letter after
-    "answer", "option" or "choice" that ends its clause ("the answer is B."); the one option whose words stand in the
-    reply. A reply with the words of several options names none, unless they are part of a longer option's that stands
-    there ("left" in "upper left"). A letter that is no option names none.
+    "answer", "option" or "choice" that ends its clause ("the answer is B."); the one option whose words occur in the
+    reply. A reply with the words of several options names none, unless they are part of a longer option that occurs
+    ("left" in "upper left"). A letter that is not an option names none.
 
     Args:
         options: words by letter.

@@ -1,9 +1,10 @@
-"""The multimodal benchmarks by name: how they are read, what a reply chooses, how it is scored."""
+"""The multimodal benchmarks by name: how to read them, judge a reply, and score."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.mllm.cv_bench import read_cv_bench, score_cv_bench
 from dcr_hf.mllm.mmvp import judge_option, read_mmvp_questions, score_mmvp
@@ -14,9 +15,9 @@ from dcr_hf.mllm.questions import QuestionSet
 @dataclass(frozen=True)
 class Benchmark:
     """Attributes:
-    hub_id: where it is on the hub; its last part names the folder below --data_root, as the benchmark's name does.
+    hub_id: its hub id; the last part, or the benchmark's name, is the folder below --data_root.
     read: (name, hub id, data root or None) -> the questions.
-    judge: (a question's facts, reply) -> what the reply chooses, to be compared with `answer`; None: nothing.
+    judge: (a question's facts, reply) -> the chosen option, to compare with `answer`; None if there is none.
     score: (set name, rows) -> scores. A row is a prediction: item, image, prompt, the facts, reply, prediction,
         correct.
     """
@@ -35,19 +36,20 @@ BENCHMARKS = {
 
 
 def read_benchmarks(names: list[str], data_root: Path | None) -> dict[str, QuestionSet]:
-    """Each once, in the order asked for.
+    """Read each benchmark once, in the given order.
 
     Raises:
-        ValueError: an unknown benchmark; with FileNotFoundError, data that is missing or broken, by name.
+        UserError: an unknown benchmark, or broken data.
+        NotFoundError: missing data.
     """
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
+        raise UserError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
     return {name: BENCHMARKS[name].read(name, BENCHMARKS[name].hub_id, data_root) for name in dict.fromkeys(names)}
 
 
 def predict(benchmark: str, data: QuestionSet, replies: dict[str, str]) -> list[dict]:
-    """One row a question, from which every score can be computed again."""
+    """One row per question, from which every score can be computed again."""
     rows = []
     for question in data.questions:
         reply = replies[question.item]

@@ -9,52 +9,38 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.evaluation.arguments import image_reason, named_paths, not_negative, positive
+from dcr_hf.errors import exit_on_user_error
+from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
 from dcr_hf.evaluation.embedding.encoders import DTYPES
-from dcr_hf.evaluation.readers.decode import ImageError
 from dcr_hf.evaluation.report.table import markdown
+from dcr_hf.evaluation.scoring.results import writes_to
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
-from dcr_hf.mllm.model import Llava, ModelError
+from dcr_hf.mllm.model import Llava
 from dcr_hf.mllm.run import execute
 from dcr_hf.mllm.tables import make_tables
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Ask, score, report; prints the tables and where the files are."""
+    """Ask, score, report; print the tables and the paths of the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.data_root and not options.data_root.is_dir():
         parser.error(f"--data_root {options.data_root} is not a folder")
     paths = named_paths(parser, "--models", options.models)
-    # Under torchrun on CPUs accelerate joins the processes only when it is told that there is no accelerator.
+    # Under torchrun on CPUs accelerate joins the processes only with cpu=True.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    # cuDNN computes float32 convolutions in TF32 unless told not to.
+    # By default cuDNN computes float32 convolutions in TF32.
     torch.backends.cudnn.allow_tf32 = False
     automatic = "float32" if state.device.type == "cpu" else "float16"
     dtype = automatic if options.dtype == "auto" else options.dtype
     asking = (options.batch_size, options.workers, options.max_new_tokens)
-    try:
+    with exit_on_user_error():
         models = [Llava(name, path, dtype, state.device, *asking) for name, path in paths.items()]
         data = read_benchmarks(options.benchmarks, options.data_root)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after hours
-    except OSError as error:
-        parser.error(f"--output_dir {options.output_dir} cannot be made: {error.strerror}")
-    try:
+        with writes_to(options.output_dir):
+            options.output_dir.mkdir(parents=True, exist_ok=True)  # fail now, not after hours
         results = execute(models, data, options.output_dir, options.cache_dir, options.batch_size)
-    except ImageError as error:
-        parser.exit(1, f"error: {image_reason(error)}\n")
-    except ModelError as error:
-        parser.exit(1, f"error: {error}\n")
-    except torch.OutOfMemoryError as error:
-        parser.exit(
-            1,
-            f"error: out of memory at --batch_size {options.batch_size}: {error}\nThe replies so far are kept: run "
-            "the same command with a smaller --batch_size, or --dtype float16 or bfloat16.\n",
-        )
     if results is not None:
         print(markdown(make_tables(results)))
         print(f"Written: {options.output_dir}/results.json, results.md, report.html, unparsed.jsonl, predictions/")
@@ -62,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Ask LLaVA-1.5 models what multimodal benchmarks ask.",
+        description="Measure LLaVA-1.5 models on multimodal benchmarks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -70,23 +56,23 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="NAME=FOLDER_OR_ID",
-        help="LlavaForConditionalGeneration folders or ids; the first is what the others are compared with",
+        help="models to measure: LlavaForConditionalGeneration folders or hub ids; the first is the reference",
     )
-    parser.add_argument("--benchmarks", nargs="+", required=True, metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--data_root", type=Path, help="folder of local copies; what is not there comes from the hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the report goes")
     parser.add_argument(
-        "--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="replies are kept here for the next run"
+        "--benchmarks", nargs="+", required=True, metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)}"
     )
+    parser.add_argument("--data_root", type=Path, help="folder of local data sets; missing ones are downloaded")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached replies")
     parser.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],
         default="auto",
-        help="of the model; auto: float16 on an accelerator, as in LLaVA's own evaluation, else float32",
+        help="dtype of the model; auto: float16 on an accelerator, as in LLaVA's own evaluation, else float32",
     )
-    parser.add_argument("--batch_size", type=positive, default=8, help="questions that are asked at once")
-    parser.add_argument("--max_new_tokens", type=positive, default=64, help="a longer reply is cut")
+    parser.add_argument("--batch_size", type=positive, default=8, help="questions per batch")
+    parser.add_argument("--max_new_tokens", type=positive, default=64, help="longest reply, in tokens")
     parser.add_argument(
-        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes for each device"
+        "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes per device"
     )
     return parser

@@ -1,10 +1,11 @@
-"""CV-Bench: counting and places in two dimensions, depth and distance in three."""
+"""CV-Bench: counting and relations in 2D, depth and distance in 3D."""
 
 import string
 from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.evaluation.scoring.statistics import bootstrap
@@ -17,34 +18,34 @@ SOURCES = ("ADE20K", "COCO", "Omni3D")  # the first two are the 2D half, the las
 
 
 def read_cv_bench(name: str, hub_id: str, data_root: Path | None) -> QuestionSet:
-    """The split `test`, both halves.
+    """Read the split `test`, both halves.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_parquet`; a row whose answer is none of its choices, an unknown source,
-            one name twice; a source without a single row.
+        NotFoundError, UserError: as `read_parquet`; an answer that is not a choice, an unknown source, a
+            duplicate name, a source without rows.
     """
     located = locate(name, hub_id, data_root, ["*.parquet"])
     rows, images = read_parquet(TITLE, located.folder, "test*.parquet", COLUMNS, ("image",), {})
     warn_of_another_size(TITLE, str(located.folder), len(rows), ROWS)
-    questions = [_question(located.folder, place, row) for place, row in enumerate(rows)]
+    questions = [_question(located.folder, index, row) for index, row in enumerate(rows)]
     present = {question.facts["source"] for question in questions}
     for source in SOURCES:
         if source not in present:
-            raise ValueError(
+            raise UserError(
                 f"{TITLE}: {located.folder} has no row of {source}, and its scores need all of {', '.join(SOURCES)}: "
                 "are both test_2d.parquet and test_3d.parquet there?"
             )
     if len({question.item for question in questions}) < len(questions):
-        raise ValueError(f"{TITLE}: rows of {located.folder} share an idx. Are there two copies of the files in it?")
+        raise UserError(f"{TITLE}: rows of {located.folder} share an idx. Are there two copies of the files?")
     return QuestionSet(TITLE, images, located.source, located.revision, questions)
 
 
-def _question(folder: Path, place: int, row: dict) -> Question:
+def _question(folder: Path, index: int, row: dict) -> Question:
     letters = string.ascii_uppercase[: len(row["choices"] or [])]
     answer = str(row["answer"]).strip().strip("()")
     if len(letters) < 2 or answer not in list(letters) or row["source"] not in SOURCES:
-        raise ValueError(
-            f"{TITLE}: row {place} of {folder} (idx {row['idx']}) has the choices {row['choices']}, the answer "
+        raise UserError(
+            f"{TITLE}: row {index} of {folder} (idx {row['idx']}) has the choices {row['choices']}, the answer "
             f"{row['answer']!r} and the source {row['source']!r}; expected two choices or more, the letter of one of "
             f"them as '(A)', and {', '.join(SOURCES)}."
         )
@@ -59,7 +60,7 @@ def _question(folder: Path, place: int, row: dict) -> Question:
         "options": options,
         "answer": answer,
     }
-    return Question(str(row["idx"]), place, f"{row['prompt']}\n{LETTER}", facts)
+    return Question(str(row["idx"]), index, f"{row['prompt']}\n{LETTER}", facts)
 
 
 def score_cv_bench(dataset: str, rows: list[dict]) -> Scored:

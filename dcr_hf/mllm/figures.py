@@ -1,4 +1,4 @@
-"""The report's pictures: all benchmarks in one radar, and the items that two models answer differently."""
+"""The report's figures: a radar of all benchmarks, and the items that two models answer differently."""
 
 from dcr_hf.evaluation.report.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction, small_copy
 from dcr_hf.evaluation.report.page import Section
@@ -20,22 +20,22 @@ AXES = {
 
 
 def radar_sections(results: Results) -> list[Section]:
-    """One section; none where only MMVP was run, which is a single axis."""
+    """The radar's section; none with fewer than three axes, as for MMVP alone."""
     rows = {(row["encoder"], row["benchmark"], row["dataset"], row["metric"]): row for row in results.results}
     models = list(results.encoders)
-    axes = {label: place for label, place in AXES.items() if (models[0], *place) in rows}
+    axes = {label: score for label, score in AXES.items() if (models[0], *score) in rows}
     if len(axes) < 3:
         return []
-    lines = {model: [100 * rows[model, *place]["value"] for place in axes.values()] for model in models}
-    chance = [100 * rows[models[0], *place]["chance"] for place in axes.values()]
+    lines = {model: [100 * rows[model, *score]["value"] for score in axes.values()] for model in models}
+    chance = [100 * rows[models[0], *score]["chance"] for score in axes.values()]
     picture = radar_of(list(axes), lines, encoder_colors(results), chance, "guessing")
-    note = "Percent on each benchmark, by its own measure; dotted: what guessing gets."
+    note = "Percent on each benchmark, by its own measure; dotted: guessing."
     return [Section("At a glance", [note], [(picture, "Radar plot: each model on each benchmark")])]
 
 
 def changed_items(predictions: dict[str, list[dict]], data: QuestionSet) -> list[Changes]:
-    """What each model but the first got newly right and newly wrong: pairs of MMVP, groups of NaturalBench, items of
-    CV-Bench.
+    """The items that changed from wrong to right and back, for each model but the first: pairs of MMVP, groups of
+    NaturalBench, items of CV-Bench.
 
     Args:
         predictions: rows of one benchmark by model.
@@ -54,8 +54,8 @@ def changed_items(predictions: dict[str, list[dict]], data: QuestionSet) -> list
             for title, items in by_direction(moved).items()
         ]
         note = (
-            f"Each question with the replies of {reference} → {model} below its image; green: {model} is right. What "
-            "counts together is shown together, and is right when all of it is."
+            f"Each question with the replies of {reference} → {model} below its image; green: {model} is right. A "
+            "group is shown together, and is right when all its questions are."
         )
         changes.append(Changes(f"{data.title} items that changed: {reference} → {model}", note, groups))
     return changes
@@ -73,13 +73,13 @@ def _is_right(rows: list[dict]) -> bool:
 
 
 def _card(old: list[dict], new: list[dict], data: QuestionSet) -> Card:
-    """Columns are the group's images, rows its questions."""
-    places = {question.item: question.image for question in data.questions}
-    images = list(dict.fromkeys(places[row["item"]] for row in new))
+    """The card of a group: its images as columns, its questions as rows."""
+    image_of = {question.item: question.image for question in data.questions}
+    images = list(dict.fromkeys(image_of[row["item"]] for row in new))
     cells: dict[str, list[Cell | None]] = {row["question"]: [None] * len(images) for row in new}
     for before, after in zip(old, new, strict=True):
-        said, right = (shortened(before["reply"]), shortened(after["reply"])), after["correct"]
-        column = images.index(places[after["item"]])
-        cells[after["question"]][column] = Cell(*said, marked=right, right=right, note=f"right: {after['answer']}")
+        replies, right = (shortened(before["reply"]), shortened(after["reply"])), after["correct"]
+        column = images.index(image_of[after["item"]])
+        cells[after["question"]][column] = Cell(*replies, marked=right, right=right, note=f"right: {after['answer']}")
     pictures = [data_uri(small_copy(data.images, image), "jpeg") for image in images]
     return Card(new[0]["tag"], new[0]["group"], pictures, list(cells.items()))

@@ -1,4 +1,4 @@
-"""MMVP for multimodal models: two images that CLIP finds alike, one question, and both replies must be right."""
+"""MMVP for multimodal models: one question about two images that CLIP finds alike; both replies must be right."""
 
 import csv
 import re
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.image_sets import FileImages
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
-from dcr_hf.evaluation.scoring.statistics import bootstrap
+from dcr_hf.evaluation.scoring.statistics import bootstrap, weighted_mean
 from dcr_hf.mllm.answers import named_option
 from dcr_hf.mllm.questions import LETTER, Question, QuestionSet, warn_of_another_size
 
@@ -18,16 +19,16 @@ COLUMNS = ("Index", "Question", "Options", "Correct Answer")
 # The published file begins with a lower-case L.
 SPELLINGS = {"lndex": "Index"}
 LAYOUT = f"Questions.csv ({','.join(COLUMNS)}; {ROWS} rows) and 'MMVP Images/<Index>.jpg'"
-# Pairs whose published labels, (a) and then (b), are the wrong way round: github.com/tsb0601/MMVP, issues 14 and 30.
+# Pairs whose published labels, (a) and then (b), are swapped: github.com/tsb0601/MMVP, issues 14 and 30.
 SWAPPED, SWAPPED_LABELS = ((99, 100), (279, 280)), ("a", "b")
 
 
 def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> QuestionSet:
-    """The questions in pairs, as rows (1, 2), (3, 4), ... of the file are.
+    """Read the questions; rows (1, 2), (3, 4), ... of the file are pairs.
 
     Raises:
-        FileNotFoundError: the table or images are missing; all missing images are counted, the first one named.
-        ValueError: columns are missing; a row out of order, without options, or whose answer is none of them.
+        NotFoundError: the table or images are missing; the message counts the images and names the first.
+        UserError: columns are missing; a row is out of order, lacks options, or its answer is not an option.
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", "MMVP Images/*"])
     path = located.folder / "Questions.csv"
@@ -35,7 +36,7 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
     images = [f"MMVP Images/{row['Index']}.jpg" for row in rows]
     missing = [image for image in images if not (located.folder / image).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{TITLE}: {len(missing)} of {len(images)} images are missing, the first is {located.folder / missing[0]}."
             f" Expected in the folder: {LAYOUT}."
         )
@@ -44,36 +45,39 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
     for first, second in SWAPPED:
         if second <= len(rows) and (labels[first - 1], labels[second - 1]) == SWAPPED_LABELS:
             labels[first - 1], labels[second - 1] = reversed(SWAPPED_LABELS)
-    questions = [_question(place, row, label) for place, (row, label) in enumerate(zip(rows, labels, strict=True))]
+    questions = [_question(index, row, label) for index, (row, label) in enumerate(zip(rows, labels, strict=True))]
     return QuestionSet(TITLE, FileImages(located.folder, images), located.source, located.revision, questions)
 
 
 def _read_rows(path: Path) -> list[dict]:
     if not path.is_file():
-        raise FileNotFoundError(f"{TITLE}: {path.parent} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+        raise NotFoundError(f"{TITLE}: {path.parent} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
+    with (
+        as_user_error(f"{TITLE}: {path}", csv.Error, OSError, UnicodeDecodeError),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
         reader = csv.DictReader(file, skipinitialspace=True)
         header = [SPELLINGS.get(name, name) for name in reader.fieldnames or []]
         missing = [name for name in COLUMNS if name not in header]
         if missing:
-            raise ValueError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
+            raise UserError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
         reader.fieldnames = header
         rows = [_checked(path, number, row) for number, row in enumerate(reader, start=1)]
     if not rows or len(rows) % 2:
-        raise ValueError(f"{TITLE}: {path} has {len(rows)} rows; rows are read in twos ({ROWS} published).")
+        raise UserError(f"{TITLE}: {path} has {len(rows)} rows; rows are read in twos ({ROWS} published).")
     return rows
 
 
 def _checked(path: Path, number: int, row: dict) -> dict:
     if any(row[name] is None for name in COLUMNS) or row["Index"].strip() != str(number):
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {path} is not '{number},Question,Options,(letter)': {list(row.values())}. Rows "
             "are numbered from 1 and read in twos."
         )
     found = re.findall(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", row["Options"].strip(), re.DOTALL)
     options, answer = dict(found), row["Correct Answer"].strip().strip("()")
     if len(options) < 2 or answer not in options:
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {path} has the options {row['Options']!r} and the answer "
             f"{row['Correct Answer']!r}; expected '(a) one (b) another' and the letter of one of them."
         )
@@ -81,21 +85,21 @@ def _checked(path: Path, number: int, row: dict) -> dict:
     return {**words, "options": options, "answer": answer}
 
 
-def _question(place: int, row: dict, label: str) -> Question:
+def _question(index: int, row: dict, label: str) -> Question:
     asked = f"{row['Question']} {row['Options']}"
     facts = {
-        "group": f"questions {place - place % 2 + 1}-{place - place % 2 + 2}",
-        "tag": f"pair {place // 2 + 1}",
+        "group": f"questions {index - index % 2 + 1}-{index - index % 2 + 2}",
+        "tag": f"pair {index // 2 + 1}",
         "question": asked,
         "options": row["options"],
         "answer": row["answer"],
         "corrected": label,
     }
-    return Question(row["Index"], place, f"{asked}\n{LETTER}", facts)
+    return Question(row["Index"], index, f"{asked}\n{LETTER}", facts)
 
 
 def judge_option(facts: dict, reply: str) -> str | None:
-    """The letter that a reply names, or None; CV-Bench's too."""
+    """The letter that a reply names, or None; also for CV-Bench."""
     return named_option(reply, facts["options"])
 
 
@@ -106,9 +110,9 @@ def score_mmvp(dataset: str, rows: list[dict]) -> Scored:
     pairs = np.arange(len(rows)) // 2
     for labels, key in (("official", "answer"), ("corrected", "corrected")):
         right = np.array([row["prediction"] == row[key] for row in rows])
-        both = right.reshape(-1, 2).all(axis=1)  # (pairs,)
+        both = np.logical_and.reduce(right.reshape(-1, 2), axis=1)  # (pairs,)
         scored.proportion(labels, "pair_accuracy", both.mean(), both, chance=0.25)
         scored.correct[labels, "pair_accuracy"] = both
-        samples = bootstrap(lambda weights, right=right: weights @ right / weights.sum(), pairs)
+        samples = bootstrap(weighted_mean(right), pairs)
         scored.resampled(labels, "accuracy", right.mean(), len(rows), samples, units=len(both), chance=0.5)
     return scored

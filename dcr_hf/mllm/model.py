@@ -1,13 +1,16 @@
-"""A LLaVA-1.5 in transformers' format, by folder or id: checked before its weights are read, asked in batches."""
+"""A LLaVA-1.5 in transformers' format, by folder or hub id: checked before its weights are read, asked in batches."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
+from dcr_hf.errors import UserError, as_user_error
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.readers.decode import decode_image
@@ -15,39 +18,41 @@ from dcr_hf.llava.folder import read_llava
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
+
 SETTINGS = ("*.json", "*.jinja", "*.model")
 
 
-class ModelError(ValueError):
-    """A folder that is no LLaVA-1.5, named; or weights that do not make one up, found out when they are read."""
+class ModelError(UserError):
+    """A folder that is not a LLaVA-1.5, weights that are incomplete, or memory that does not suffice."""
 
 
 class Answerer(Protocol):
-    """What is measured.
-
-    Attributes:
-        identity: what its replies depend on, JSON-able, with `path` and `dtype`.
-    """
+    """A model that answers questions."""
 
     name: str
-    identity: dict
+
+    @property
+    def identity(self) -> dict:
+        """All that its replies depend on, JSON-able, with `path` and `dtype`."""
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
-        """Places of questions, in the order of `chosen`, and the replies, batch by batch. The call reads the
-        weights, before a batch is taken."""
+        """Indices of questions, in the order of `chosen`, and the replies, batch by batch. The call itself reads the
+        weights."""
 
     def release(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
 
 
 class Llava:
-    """LlavaForConditionalGeneration under greedy decoding; `name` is what it is called in the results.
+    """LlavaForConditionalGeneration under greedy decoding; `name` is its name in the results.
 
     Args:
         dtype: of the weights: float32, bfloat16 or float16.
 
     Raises:
-        ModelError: on creation, before weights are read, if the folder is no such model.
+        ModelError: on creation, before weights are read: the folder is not such a model.
     """
 
     def __init__(
@@ -64,21 +69,20 @@ class Llava:
         self.batch_size, self.workers, self.max_new_tokens = batch_size, workers, max_new_tokens
         try:
             folder = read_llava(path)
-        except (OSError, ValueError) as error:
+        except UserError as error:
             raise ModelError(f"model {name}: {error}") from error
         strategy, needed = folder.config.vision_feature_select_strategy, folder.tower.kind.strategy
         if strategy != needed:
             raise ModelError(
                 f"model {name}: vision_feature_select_strategy in {path}'s config.json is {strategy!r}; its "
-                f"{folder.config.vision_config.model_type} gives the image tokens with {needed!r}."
+                f"{folder.tower.config.model_type} gives the image tokens with {needed!r}."
             )
         self.folder = folder.place
         self.conversations = Conversations(folder)
 
     @cached_property
     def identity(self) -> dict:
-        """Hashes of the weights (their commit on the hub) and of configuration, processor and tokenizer; how it is
-        asked."""
+        """Hashes of weights (on the hub, the commit), configuration, processor and tokenizer; dtype and prompt."""
         files = sorted({file for pattern in SETTINGS for file in self.folder.glob(pattern)})
         return {
             "path": self.path,
@@ -91,16 +95,19 @@ class Llava:
 
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            self.folder,
-            dtype=DTYPES[self.dtype],
-            device_map={"": self.device},
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
+        weights = as_user_error(f"model {self.name}: weights in {self.path}", OSError, SafetensorError)
+        with weights, self._enough_memory():
+            loaded = LlavaForConditionalGeneration.from_pretrained(
+                self.folder,
+                dtype=DTYPES[self.dtype],
+                device_map={"": self.device},
+                output_loading_info=True,
+            )
+        model, report = cast(tuple[LlavaForConditionalGeneration, dict[str, set[str]]], loaded)
+        if missing := sorted(report["missing_keys"]):
             raise ModelError(
-                f"model {self.name}: {len(report['missing_keys'])} weights are missing in {self.path} and would be "
-                f"random, such as {sorted(report['missing_keys'])[0]}."
+                f"model {self.name}: {len(missing)} weights are missing in {self.path} and would be random, such as "
+                f"{missing[0]}."
             )
         return model.eval()
 
@@ -116,40 +123,51 @@ class Llava:
             num_workers=min(self.workers, -(-len(chosen) // self.batch_size)),
             pin_memory=torch.cuda.is_available(),
         )
-        for places, inputs in batches:
-            yield places, self._reply(model, inputs)
+        for indices, inputs in batches:
+            yield indices, self._reply(model, inputs)
 
     def _collate(self, items: list) -> tuple[list[int], BatchFeature]:
-        places, images, prompts = zip(*items, strict=True)
-        return list(places), self.conversations(list(images), list(prompts))
+        indices, images, prompts = zip(*items, strict=True)
+        return list(indices), self.conversations(list(images), list(prompts))
 
     @torch.inference_mode()
     def _reply(self, model: LlavaForConditionalGeneration, inputs: BatchFeature) -> list[str]:
         tokenizer = self.conversations.tokenizer
-        tokens = model.generate(
-            **inputs.to(self.device, dtype=DTYPES[self.dtype]),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,  # Vicuna's own generation settings sample
-            top_p=None,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # (B, prompt + reply)
-        said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in said]
+        with self._enough_memory():
+            tokens = cast("GenerativePreTrainedModel", model).generate(
+                **inputs.to(self.device, dtype=DTYPES[self.dtype]),
+                do_sample=False,
+                num_beams=1,
+                temperature=None,  # Vicuna's own generation settings sample
+                top_p=None,
+                max_new_tokens=self.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # (B, prompt + reply)
+        replies = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies]
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"model {self.name}: out of memory at --batch_size {self.batch_size}: {error} Replies so far are "
+                "kept: run the same command with a smaller --batch_size, or --dtype float16 or bfloat16."
+            ) from error
 
     def release(self) -> None:
-        """Forget the loaded weights."""
+        """Free the loaded weights."""
         self.__dict__.pop("model", None)
         torch.cuda.empty_cache()
 
     def __getstate__(self) -> dict:
-        """For a loader's workers, which need no weights."""
+        """The state for DataLoader workers, which need no weights."""
         return {name: value for name, value in self.__dict__.items() if name != "model"}
 
 
 class _Asked(Dataset):
-    """Question `index`: its place, its image decoded, what the user says."""
+    """Question `index`: (index, decoded image, prompt)."""
 
     def __init__(self, data: QuestionSet):
         self.data = data

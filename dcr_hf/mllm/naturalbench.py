@@ -1,13 +1,14 @@
-"""NaturalBench: two questions about two images, whose answers change with the image and with the question."""
+"""NaturalBench: two questions about two images; the answers change with the image and with the question."""
 
 import logging
 from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
-from dcr_hf.evaluation.scoring.statistics import bootstrap
+from dcr_hf.evaluation.scoring.statistics import bootstrap, weighted_mean
 from dcr_hf.mllm.answers import first_word
 from dcr_hf.mllm.parquet import read_parquet
 from dcr_hf.mllm.questions import Question, QuestionSet, warn_of_another_size
@@ -24,15 +25,15 @@ SUFFIXES = {
     "yes_no": "Please answer Yes or No.",
     "multiple_choice": "Please output the letter corresponding to the correct option.",
 }
-METRICS = {"acc": 0.5, "q_acc": 0.25, "i_acc": 0.25, "g_acc": 0.0625}  # what guessing gets
+METRICS = {"acc": 0.5, "q_acc": 0.25, "i_acc": 0.25, "g_acc": 0.0625}  # scores of guessing
 logger = logging.getLogger(__name__)
 
 
 def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> QuestionSet:
-    """Four questions a row. The truth is the benchmark's rule, by position, as its authors' script has it.
+    """Read four questions per row. The truth is by position, as in the authors' script.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_parquet`; an unknown type of question.
+        NotFoundError, UserError: as `read_parquet`; an unknown type of question.
     """
     located = locate(name, hub_id, data_root, ["*.parquet"])
     rows, images = read_parquet(TITLE, located.folder, "*.parquet", COLUMNS, IMAGES, SPELLINGS)
@@ -41,8 +42,8 @@ def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> Questio
     others = [each.item for each in questions if each.facts["answer"].lower() != each.facts.pop("published").lower()]
     if others:
         logger.warning(
-            "%s: the file's answers to %d of %d questions are not those of the benchmark's rule, which is used; the "
-            "first is %s.",
+            "%s: the file's answers to %d of %d questions differ from the benchmark's rule, which is used; the first "
+            "is %s.",
             TITLE,
             len(others),
             len(questions),
@@ -54,7 +55,7 @@ def read_naturalbench(name: str, hub_id: str, data_root: Path | None) -> Questio
 def _questions(folder: Path, number: int, row: dict) -> list[Question]:
     kind = row["Question_Type"]
     if kind not in WORDS:
-        raise ValueError(
+        raise UserError(
             f"{TITLE}: row {number} of {folder} has the type {kind!r}; expected {' or '.join(map(repr, WORDS))}."
         )
     questions = []
@@ -65,7 +66,7 @@ def _questions(folder: Path, number: int, row: dict) -> list[Question]:
             "tag": kind.replace("_", " "),
             "question": text,
             "kind": kind,
-            "answer": WORDS[kind][question ^ image],  # the first word where both numbers are equal
+            "answer": WORDS[kind][question ^ image],  # the first word if both numbers are equal
             "published": str(row[column]).strip(),
         }
         item = f"{number}/question {question}/image {image}"
@@ -74,7 +75,7 @@ def _questions(folder: Path, number: int, row: dict) -> list[Question]:
 
 
 def judge_word(facts: dict, reply: str) -> str | None:
-    """The first yes or no, A or B, of the reply; None where there is neither."""
+    """The first yes or no, A or B, of the reply; None if there is neither."""
     return first_word(reply, WORDS[facts["kind"]])
 
 
@@ -88,10 +89,10 @@ def score_naturalbench(dataset: str, rows: list[dict]) -> Scored:
     units = np.arange(len(right))
     sizes = {"acc": 4 * len(right), "q_acc": 2 * len(right), "i_acc": 2 * len(right)}
     for metric, share in shares.items():
-        samples = bootstrap(lambda weights, share=share: weights @ share / weights.sum(), units)
+        samples = bootstrap(weighted_mean(share), units)
         value, chance = share.mean(), METRICS[metric]
         scored.resampled("all", metric, value, sizes[metric], samples, units=len(units), chance=chance)
-    whole = right.all(axis=(1, 2))
-    scored.proportion("all", "g_acc", whole.mean(), whole, chance=METRICS["g_acc"])
-    scored.correct["all", "g_acc"] = whole
+    all_four = np.logical_and.reduce(right, axis=(1, 2))  # (groups,)
+    scored.proportion("all", "g_acc", all_four.mean(), all_four, chance=METRICS["g_acc"])
+    scored.correct["all", "g_acc"] = all_four
     return scored

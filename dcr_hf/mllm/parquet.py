@@ -1,4 +1,4 @@
-"""A hub data set's parquet files as a table: columns checked file by file, images left encoded."""
+"""A hub data set's parquet files as a table: columns are checked per file, images stay encoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ import pyarrow
 from accelerate import PartialState
 from pyarrow import parquet
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.decode import ImageError
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The image columns of a table, row by row: image `index` is of row index // columns."""
+    """The image columns of a table, row by row: image `index` is in row index // columns."""
 
     columns: Sequence[datasets.Dataset]
     names: Sequence[str]
@@ -38,18 +39,18 @@ class ParquetImages:
 def read_parquet(
     title: str, folder: Path, pattern: str, columns: Sequence[str], images: Sequence[str], spellings: Mapping[str, str]
 ) -> tuple[list[dict], ParquetImages]:
-    """Rows of `columns`, and the images of the columns `images`, from all files below the folder, by path.
+    """Read rows of `columns`, and the images of the columns `images`, from all files below the folder, by path.
 
     Args:
-        spellings: names that a column has in other revisions -> its name here.
+        spellings: a column's name in other revisions -> its name here.
 
     Raises:
-        FileNotFoundError: no such files.
-        ValueError: a file that lacks columns, named with what it has; a damaged one.
+        NotFoundError: no such files.
+        UserError: a file lacks columns or is damaged; the message names it.
     """
     files = sorted(folder.rglob(pattern))
     if not files:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{title}: {folder} holds no {pattern}. Expected are the hub's parquet files with the columns "
             f"{', '.join((*columns, *images))}."
         )
@@ -66,14 +67,16 @@ def _table(
     try:
         header = parquet.read_schema(file).names
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{title}: {file} is no whole parquet file: {error}. Fetch it again.") from None
+        raise UserError(f"{title}: {file} is not a complete parquet file: {error} Fetch it again.") from None
     found = {spellings.get(name, name): name for name in header}
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"{title}: {file} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
-    with PartialState().main_process_first():  # converted once, then memory-mapped from the `datasets` cache
+        raise UserError(f"{title}: {file} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
+    damage = (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid)
+    # Converted once, then memory-mapped from the `datasets` cache.
+    with as_user_error(f"{title}: {file}", *damage), PartialState().main_process_first():
         table = datasets.Dataset.from_parquet(str(file), columns=[found[name] for name in wanted])
     table = table.rename_columns({found[name]: name for name in wanted if found[name] != name})
-    for name in images:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
+    for name in images:  # keep bytes: the workers decode, with our limits
         table = table.cast_column(name, datasets.Image(decode=False))
     return table

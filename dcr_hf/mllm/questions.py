@@ -1,4 +1,4 @@
-"""What a multimodal benchmark asks: questions about images, and what is kept of each beside the reply."""
+"""Questions about images, and what a prediction records of each beside the reply."""
 
 import logging
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class Question:
 
     Attributes:
         item: its name in replies and predictions, unique in its set.
-        image: the image's place in the set's images.
-        prompt: what the user says about the image, word for word.
-        facts: what a prediction holds beside the reply: `group` (what counts together, a pair or a group of four),
+        image: the image's index in the set's images.
+        prompt: the user's exact words about the image.
+        facts: what a prediction holds beside the reply: `group` (a pair or a group of four that is scored together),
             `tag` (its kind), `question` (for people), `answer`, and what the benchmark's judge and score need.
     """
 
@@ -30,19 +30,19 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet(ImageSet):
-    """A benchmark, read: `questions` in the benchmark's order, those of a group one after the other."""
+    """A benchmark's `questions` in its order, those of a group in sequence."""
 
     questions: Sequence[Question] = field(default_factory=tuple)
 
 
 def shortened(text: str, length: int = 80) -> str:
-    """A text on one line of a table."""
+    """A text shortened for one line of a table."""
     text = " ".join(text.split()) or "(nothing)"
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def warn_of_another_size(title: str, source: str, found: int, published: int) -> None:
-    """A part of a benchmark can be asked, but not be laid beside published numbers."""
+    """Warn that scores on part of a benchmark cannot be compared with published ones."""
     if found != published:
         logger.warning(
             "%s: %s has %d rows, published are %d: scores are not those of the benchmark.",

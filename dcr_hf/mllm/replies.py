@@ -1,4 +1,4 @@
-"""Replies on disk, one JSON line an item as they come: a killed run goes on, and another process's share is seen."""
+"""Replies on disk, one JSON line per item: a killed run resumes, and processes share their replies."""
 
 import json
 import uuid
@@ -10,15 +10,16 @@ from typing import TextIO
 from accelerate import PartialState
 from tqdm import tqdm
 
+from dcr_hf.errors import UserError, as_user_error
 from dcr_hf.evaluation.embedding.store import key
-from dcr_hf.evaluation.scoring.results import write_text
+from dcr_hf.evaluation.scoring.results import write_text, writes_to
 from dcr_hf.mllm.model import Answerer
 from dcr_hf.mllm.questions import QuestionSet
 
 
 class ReplyStore:
-    """One model's replies to one set. Every process of every run writes a file of its own, and reads all of them: what
-    a killed one left counts, but for a line that it had not ended."""
+    """One model's replies to one set. Every process of every run writes its own file and reads all files, those of
+    killed runs too, without an incomplete last line."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -27,21 +28,24 @@ class ReplyStore:
         """Replies by item."""
         replies = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            *lines, _ = path.read_bytes().split(b"\n")  # what stands behind the last line's end is not whole
+            *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: an incomplete line
             for line in lines:
-                row = json.loads(line)
+                with as_user_error(f"replies in {path}", json.JSONDecodeError, UnicodeDecodeError):
+                    row = json.loads(line)
                 replies[row["item"]] = row["reply"]
         return replies
 
     @contextmanager
     def writing(self) -> Iterator[TextIO]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8") as file:
+        with writes_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / f"{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8")
+        with file:
             yield file
 
 
 def reply_store(model: Answerer, data: QuestionSet, cache_dir: Path) -> ReplyStore:
-    """Where the replies are: another folder as soon as the model, the data or a prompt is another."""
+    """The replies' store; its folder depends on the model, the data and all prompts."""
     identity = {name: value for name, value in model.identity.items() if name != "path"}
     prompts = [[question.item, question.prompt] for question in data.questions]
     parts = key(model=identity, data=data.title, revision=data.revision, prompts=prompts)
@@ -49,15 +53,15 @@ def reply_store(model: Answerer, data: QuestionSet, cache_dir: Path) -> ReplySto
 
 
 def ask(model: Answerer, data: QuestionSet, cache_dir: Path) -> dict[str, str]:
-    """The model's replies by item: what earlier runs left, and now the rest. Called by every process: each asks its
-    share, and all get all replies. `cache_dir` must be one folder for all."""
+    """The model's replies by item: those of earlier runs, and now the rest. Every process calls it, asks its share and
+    gets all replies; all must share one `cache_dir`."""
     state = PartialState()
     store = reply_store(model, data, cache_dir)
     known = store.read()
-    pending = [place for place, question in enumerate(data.questions) if question.item not in known]
-    state.wait_for_everyone()  # nobody writes before everybody has looked: the shares must not overlap
+    pending = [index for index, question in enumerate(data.questions) if question.item not in known]
+    state.wait_for_everyone()  # no rank writes before all have looked: the shares must not overlap
     mine = pending[state.process_index :: state.num_processes]
-    if pending and state.is_main_process:  # for people who look at the cache
+    if pending and state.is_main_process:  # for people who inspect the cache
         facts = {"model": model.identity, "data": data.title, "source": data.source, "revision": data.revision}
         write_text(store.folder / "about.json", json.dumps(facts, indent=1))
     if mine:
@@ -66,9 +70,9 @@ def ask(model: Answerer, data: QuestionSet, cache_dir: Path) -> dict[str, str]:
     replies = store.read()
     lacking = [question.item for question in data.questions if question.item not in replies]
     if lacking:
-        raise RuntimeError(
+        raise UserError(
             f"{data.title}: {len(lacking)} replies of {model.name} are not in {store.folder}, such as that to "
-            f"{lacking[0]}. --cache_dir must be one folder for all processes, also of several machines."
+            f"{lacking[0]}. --cache_dir must be one folder for all processes on all machines."
         )
     return replies
 
@@ -85,9 +89,12 @@ def _ask_share(
         disable=not state.is_main_process,
     )
     with store.writing() as file, bar:
-        for places, replies in answers:
-            for place, reply in zip(places, replies, strict=True):
-                row = {"item": data.questions[place].item, "reply": reply}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update(len(places))
+        for indices, replies in answers:
+            rows = [
+                {"item": data.questions[index].item, "reply": reply}
+                for index, reply in zip(indices, replies, strict=True)
+            ]
+            with writes_to(store.folder):
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
+            bar.update(len(rows))

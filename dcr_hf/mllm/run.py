@@ -1,5 +1,6 @@
-"""A whole run: models x benchmarks -> replies, scores, tables, the report."""
+"""A multimodal run: models x benchmarks -> replies, scores, tables, the report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -19,11 +20,11 @@ from dcr_hf.mllm.tables import make_tables, unparsed_tables
 
 
 def execute(
-    models: list[Answerer], data: dict[str, QuestionSet], output_dir: Path, cache_dir: Path, batch_size: int
+    models: Sequence[Answerer], data: dict[str, QuestionSet], output_dir: Path, cache_dir: Path, batch_size: int
 ) -> Results | None:
-    """Ask every model everything; the first is what the others are compared with.
+    """Ask every model all questions; the first model is the reference.
 
-    Under several processes each asks a share, the main process does the rest; the others return None.
+    Each process asks a share. The main process does the rest; the others return None.
 
     Args:
         data: by benchmark.
@@ -41,8 +42,10 @@ def execute(
         results.data[questions.title] = {**facts, "questions": len(questions.questions)}
     asked = {"benchmarks": list(data), "batch_size": batch_size, "refused": []}
     results.runs = [{**run_facts(state), **asked, "notes": {"Conversation": TEMPLATE, "Decoding": "greedy"}}]
-    predictions = {place: predict(place[1], data[place[1]], said) for place, said in replies.items()}
-    _keep(predictions, data, output_dir, results)
+    predictions = {
+        (model, benchmark): predict(benchmark, data[benchmark], texts) for (model, benchmark), texts in replies.items()
+    }
+    _write_predictions(predictions, data, output_dir, results)
     collect(results, _score(predictions, data))
     changes = [
         change
@@ -63,10 +66,10 @@ def _score(
     }
 
 
-def _keep(
+def _write_predictions(
     predictions: dict[tuple[str, str], list[dict]], data: dict[str, QuestionSet], output_dir: Path, results: Results
 ) -> None:
-    """predictions/MODEL-BENCHMARK.jsonl, and unparsed.jsonl: the replies that name no option."""
+    """Write predictions/MODEL-BENCHMARK.jsonl, and unparsed.jsonl: the replies that name no option."""
     unparsed = []
     for (model, benchmark), rows in predictions.items():
         path = output_dir / "predictions" / f"{slug(model, benchmark)}.jsonl"

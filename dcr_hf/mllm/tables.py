@@ -1,4 +1,4 @@
-"""Results as tables: a row a model, the paper's LLaVA-1.5 numbers below, marked as theirs; replies without option."""
+"""Results as tables: one row per model, the paper's LLaVA-1.5 rows below, marked as such; replies without option."""
 
 from dcr_hf.evaluation.report import published
 from dcr_hf.evaluation.report.cells import Cells, difference_table
@@ -9,13 +9,13 @@ from dcr_hf.mllm.questions import shortened
 LISTED = 25
 _NOTES = {
     "mmvp": "Percent. A pair counts when both of its questions are right; guessing gets 25 % of the pairs. Corrected: "
-    "the labels of two pairs, published the wrong way round, are swapped.",
+    "the labels of two pairs, which were published swapped, are corrected.",
     "naturalbench": "Percent. Q: a question right on both images; I: both questions right on an image; G: all four. "
     "Guessing gets 50, 25, 25 and 6.25 %.",
     "cv_bench": "Percent. 2D is the mean of ADE20K and COCO, 3D is Omni3D, overall the mean of 2D and 3D, micro the "
     "share of all items.",
 }
-# Of each benchmark: (group, number of columns), none where there are no groups; (dataset, metric, heading).
+# For each benchmark: (group, number of columns), if there are groups; (dataset, metric, heading).
 _COLUMNS = {
     "mmvp": (
         [("official labels", 2), ("corrected labels", 2)],
@@ -56,32 +56,32 @@ def _table(results: Results, benchmark: str) -> Table:
     asked = {row["encoder"]: row for row in results.predictions if row["benchmark"] == benchmark}
 
     def row(model: str) -> list[str]:
-        lost = f"{asked[model]['unparsed']}/{asked[model]['items']}"
-        return [*(cells.cell(model, dataset, metric) for dataset, metric, _ in columns), lost]
+        unparsed = f"{asked[model]['unparsed']}/{asked[model]['items']}"
+        return [*(cells.cell(model, dataset, metric) for dataset, metric, _ in columns), unparsed]
 
-    theirs = []
+    published_rows = []
     for method, numbers in published.LLAVA.items():
         known = [numbers.get((benchmark, dataset, metric)) for dataset, metric, _ in columns]
         shown = [DASH if value is None else f"{value:.1f}" for value in known]
         if any(value is not None for value in known):
-            theirs.append(Row(f"LLaVA-1.5 7B, {method}", [*shown, DASH], "paper"))
+            published_rows.append(Row(f"LLaVA-1.5 7B, {method}", [*shown, DASH], "paper"))
     notes = cells.notes(
         _NOTES[benchmark], "No option: replies that name none, counted as wrong.", source=published.PAPER
     )
     header = ["", *(heading for _, _, heading in columns), "no option"]
     groups = [*groups, ("", 1)] if groups else []
     title = next(iter(asked.values()))["set"]
-    return Table(benchmark, title, notes, header, cells.measured(row) + theirs, groups)
+    return Table(benchmark, title, notes, header, cells.measured(row) + published_rows, groups)
 
 
 def unparsed_tables(results: Results) -> list[Table]:
-    """One table of the replies that name no option; none where every reply does."""
+    """One table of the replies that name no option; none if every reply names one."""
     rows = []
-    for place in results.predictions:
-        lost = [row for row in read_rows(place["path"]) if row["prediction"] is None]
-        for each in lost[:LISTED]:
+    for entry in results.predictions:
+        unparsed = [row for row in read_rows(entry["path"]) if row["prediction"] is None]
+        for each in unparsed[:LISTED]:
             texts = [shortened(each[part]) for part in ("question", "reply")]
-            rows.append(Row(place["encoder"], [place["benchmark"], each["item"], *texts]))
+            rows.append(Row(entry["encoder"], [entry["benchmark"], each["item"], *texts]))
     note = f"Counted as wrong. The first {LISTED} of each model and benchmark; all are in unparsed.jsonl."
     header = ["", "benchmark", "item", "question", "reply"]
     return [Table("", "Replies that name no option", [note], header, rows)] if rows else []

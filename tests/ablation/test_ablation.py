@@ -1,13 +1,15 @@
-"""An ablation trains and measures every variant once, and its tables say what the runs said."""
+"""An ablation trains and measures every variant once, and its tables show the runs' results."""
 
 import json
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from dcr_hf.ablation import cli, plots, summary, trials
 from dcr_hf.ablation.variants import CLAIMS, COMPARED, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.errors import NotFoundError
 from dcr_hf.miniature import layouts
 
 SHORT = "--stage1_max_steps 1 --stage2_max_steps 1 --logging_steps 1 --per_device_train_batch_size 3"
@@ -44,7 +46,7 @@ def test_over_seeds_the_interval_is_students():
 def test_a_claim_holds_is_contradicted_or_drowns_in_noise():
     values = {"original": (0.50, 0.51, 0.49), "dcr": (0.60, 0.62, 0.59), "reconstruction": (0.5, 0.62, 0.4)}
     found = [outcome(name, seed, each) for name, row in values.items() for seed, each in enumerate(row)]
-    judged = {said: verdict for said, verdict, _ in summary.verdicts(found)}
+    judged = {claim: verdict for claim, verdict, _ in summary.verdicts(found)}
     assert judged["DCR sees more details"] == judged["DCR separates categories better"] == "holds"
     assert judged["reconstruction alone harms categories"] == "within noise"
     assert "two stages see more details than one" not in judged  # which did not run
@@ -105,14 +107,14 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
     again = json.loads((tmp_path / "ablation-dev0.json").read_text())
     assert not trained and again["runs"] == first["runs"]
-    # Measured anew, from the same embeddings, when something else is asked for.
+    # Measured again, from the same embeddings, for other benchmarks.
     cli.main([*words, "--variants", "original", "dcr", "--benchmarks", "mmvp_vlm:scene_pairs"])
     fewer = json.loads((tmp_path / "ablation-dev0.json").read_text())["runs"]
     assert not trained and [list(each["measured"]) for each in fewer] == [[P_ABILITY], [P_ABILITY]]
 
 
 class Job:
-    """Stands for a trial: notes when it runs, waits for as many others as it was told."""
+    """Stands for a trial: records that it runs, and waits at a barrier."""
 
     def __init__(self, together, started, fails=False):
         self.together, self.started, self.fails = together, started, fails
@@ -141,19 +143,35 @@ def test_after_a_failure_nothing_else_is_started():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--encoder", "nowhere{seed}"], "nowhere3"),
         (["--temprature", "1"], "Did you mean temperature"),
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--launcher", "accelerate 'launch"], "--launcher accelerate 'launch: No closing quotation"),
+        (["--data_root", "nowhere", "--benchmarks", "clustering:nothing"], "unknown set 'nothing'"),
         (["--benchmarks", "clustering:nothing"], "nothing"),
     ],
 )
-def test_mistakes_end_it_before_anything_is_trained(words, told, pretrained, few_scenes, tmp_path, capsys):
+def test_mistakes_end_it_before_anything_is_trained(words, message, pretrained, few_scenes, tmp_path, capsys):
     given = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
     with pytest.raises(SystemExit) as ended:
         cli.main([*given, "--output_dir", str(tmp_path), "--seeds", "3", *words])
-    assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "seed3").exists()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError])
+def test_errors_of_the_program_keep_their_traceback(kind, pretrained, few_scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "prepare", Mock(side_effect=kind("a bug")))
+    given = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
+    with pytest.raises(kind, match=r"^a bug$"):
+        cli.main([*given, "--output_dir", str(tmp_path), "--variants", "original"])
+
+
+def test_a_launcher_that_does_not_exist_is_named(tmp_path):
+    trial = trials.Trial("dcr", 0, ("--output_dir", str(tmp_path)), tmp_path / "run", "encoder")
+    with pytest.raises(NotFoundError, match=r"--launcher nowhere: .*No such file"):
+        trial.train(["nowhere"])

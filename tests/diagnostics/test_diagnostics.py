@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -209,3 +210,11 @@ def test_mistakes_are_one_line(clip_folder, siglip_folder, sd_folder, trained, t
         main(arguments(clip_folder, trained, sd_folder, data, tmp_path / "out"))
     assert "error: cat/0.png: no JPEG" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_the_program_keep_their_traceback(clip_folder, sd_folder, trained, tmp_path, monkeypatch):
+    data = write_class_folders(tmp_path / "pets", {"cat": 2, "dog": 2})
+    for kind in (RuntimeError, ValueError, OSError):
+        monkeypatch.setattr("dcr_hf.diagnostics.__main__.compare", Mock(side_effect=kind("a bug")))
+        with pytest.raises(kind, match=r"^a bug$"):
+            main(arguments(clip_folder, trained, sd_folder, data, tmp_path / "out"))

@@ -257,8 +257,8 @@ def test_unreadable_image_ends_the_run_by_name(clip_folder, tmp_path, capsys):
                 ),
             ]
         )
-    assert error.value.code == 1
-    assert re.search(r"^error: b/1.png: damaged image", capsys.readouterr().err, re.MULTILINE)
+    assert error.value.code == 2
+    assert re.search(r"^\S+: error: b/1.png: damaged image", capsys.readouterr().err, re.MULTILINE)
     assert not (tmp_path / "o").exists()
 
 

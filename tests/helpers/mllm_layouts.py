@@ -108,7 +108,7 @@ def write_cv_bench(folder: Path) -> Path:
 
 
 def save_talkative_llava(folder: Path, seed: int = 0) -> Path:
-    """Of random weights, large enough that its replies differ from question to question."""
+    """A LLaVA with random weights, so large that its replies differ from question to question."""
     return save_llava(folder, save_clip(folder.with_name(f"{folder.name}-tower")), seed=seed, initializer_range=0.4)
 
 

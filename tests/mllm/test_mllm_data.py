@@ -128,12 +128,12 @@ def test_naturalbench_of_an_older_revision(tmp_path):
     assert len(data.questions) == 16 and data.images.read(0) == data.images.read(4)
 
 
-def test_naturalbench_answers_that_contradict_its_rule_are_told(tmp_path, caplog):
+def test_naturalbench_answers_that_contradict_its_rule_are_reported(tmp_path, caplog):
     rows = naturalbench_rows(2)
     rows[1]["Image_1_Question_0"] = "Yes"
     write_parquet(tmp_path / "NaturalBench" / "all.parquet", rows, ("Image_0", "Image_1"))
     assert read("naturalbench", tmp_path).questions[5].facts["answer"] == "No"
-    assert "answers to 1 of 8 questions are not those of the benchmark's rule" in caplog.text
+    assert "answers to 1 of 8 questions differ from the benchmark's rule" in caplog.text
     assert "the first is 1/question 0/image 1" in caplog.text
 
 
@@ -186,7 +186,7 @@ def test_parquet_without_a_column_is_named(tmp_path, name, images):
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} lacks {lacking}; it has the columns .*uestion"):
         read(name, tmp_path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"test_1.parquet is no whole parquet file"):
+    with pytest.raises(ValueError, match=r"test_1.parquet is not a complete parquet file"):
         read(name, tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no .*parquet. Expected are the hub's parquet files with the"):
@@ -205,7 +205,7 @@ def test_an_image_without_bytes_is_named(tmp_path):
         data.images.read(3)
 
 
-def test_another_size_than_the_published_is_told(tmp_path, caplog):
+def test_another_size_than_the_published_is_reported(tmp_path, caplog):
     write_mmvp_questions(tmp_path / "MMVP", pairs=3)
     read("mmvp", tmp_path)
     assert re.search(r"MMVP: .*Questions.csv has 6 rows, published are 300", caplog.text)

@@ -1,4 +1,4 @@
-"""The whole command: replies kept and gone on with, the same numbers under two processes, the report."""
+"""The command: replies are stored and resumed from, the same numbers under two processes, the report."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.cli import main as evaluate_encoders
 from dcr_hf.evaluation.scoring.results import read_results, read_rows
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
@@ -107,7 +108,7 @@ def test_a_run_of_the_command(report, models, capsys):
     assert len(set(replies(report)["dcr", "naturalbench"])) > 4
 
 
-def test_an_interrupted_run_goes_on(report, data_root, models, tmp_path):
+def test_an_interrupted_run_resumes(report, data_root, models, tmp_path):
     """Killed after a few replies; a line that was cut off is asked again, no other is."""
     command = arguments(data_root, models, tmp_path / "report", tmp_path / "cache", "--batch_size", "1")
     running = Program(ROOT / "recipes" / "evaluate_mllm.py", *command)
@@ -119,8 +120,8 @@ def test_an_interrupted_run_goes_on(report, data_root, models, tmp_path):
     done = sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl"))
     assert 5 <= done < 92
     first = min(kept.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    whole = first.read_bytes().splitlines(keepends=True)
-    first.write_bytes(b"".join(whole[:3]) + whole[3][:-4])
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(b"".join(lines[:3]) + lines[3][:-4])
     main(command)
     assert scores(tmp_path / "report") == scores(report) and replies(tmp_path / "report") == replies(report)
     assert sum(path.read_text().count("\n") for path in kept.rglob("*.jsonl") if path != first) == 92 - 3
@@ -160,14 +161,14 @@ def test_another_prompt_is_another_entry(data_root, tmp_path, monkeypatch):
     assert reply_store(model, read_benchmarks(["mmvp"], data_root)["mmvp"], tmp_path).folder != before
 
 
-def test_lost_replies_are_told(data_root, tmp_path):
+def test_lost_replies_are_reported(data_root, tmp_path):
     """As where every machine has a cache of its own."""
 
     class Silent(Scripted):
         def answer(self, data, chosen):
             yield from list(super().answer(data, chosen))[:1]
 
-    with pytest.raises(RuntimeError, match=r"MMVP: 8 replies of a are not in .*--cache_dir must be one folder"):
+    with pytest.raises(UserError, match=r"MMVP: 8 replies of a are not in .*--cache_dir must be one folder"):
         ask(Silent("a", right_answer), read_benchmarks(["mmvp"], data_root)["mmvp"], tmp_path)
 
 
@@ -260,8 +261,8 @@ def test_unreadable_image_ends_the_run_by_name(llava, tmp_path, capsys):
     command += ["--output_dir", str(tmp_path / "o"), "--cache_dir", str(tmp_path / "c"), "--workers", "1"]
     with pytest.raises(SystemExit) as error:
         main(command)
-    assert error.value.code == 1
-    assert re.search(r"^error: MMVP Images/3.jpg: damaged image", capsys.readouterr().err, re.MULTILINE)
+    assert error.value.code == 2
+    assert re.search(r"^\S+: error: MMVP Images/3.jpg: damaged image", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path, capsys):
@@ -271,9 +272,11 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit) as error:
         main(arguments(data_root, [f"a={folder}"], tmp_path / "o", tmp_path / "c"))
-    assert error.value.code == 1
+    assert error.value.code == 2
     said = capsys.readouterr().err
-    assert re.search(r"^error: model a: 4 weights are missing .* such as .*multi_modal_projector", said, re.MULTILINE)
+    assert re.search(
+        r"^\S+: error: model a: 4 weights are missing .* such as .*multi_modal_projector", said, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
             r"model nowhere: '/nowhere' is neither a folder here nor a hub id",
         ),
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
-        (["--output_dir", __file__], r"--output_dir .*test_mllm_run.py cannot be made: File exists"),
+        (["--output_dir", __file__], r"test_mllm_run.py cannot be written: File exists"),
         (["--batch_size", "0"], r"0 is not positive"),
         (["--max_new_tokens", "-1"], r"-1 is not positive"),
         (["--workers", "-1"], r"-1 is negative"),

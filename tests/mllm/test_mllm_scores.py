@@ -105,7 +105,7 @@ def test_cv_bench_by_hand(data):
 
 @pytest.mark.parametrize(("name", "group"), [("mmvp", 2), ("naturalbench", 4)])
 def test_intervals_are_of_groups(data, name, group):
-    """A model that is right about whole groups has as many observations as there are groups."""
+    """A model that is right about complete groups has as many observations as there are groups."""
     questions = data[name].questions
     names = list(dict.fromkeys(each.facts["group"] for each in questions))
     good = set(names[: len(names) // 2])

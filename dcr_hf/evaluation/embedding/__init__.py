@@ -1,3 +1,3 @@
-"""Images and texts -> embeddings of an encoder, kept in a cache that knows what they depend on."""
+"""Images and texts -> embeddings of an encoder, cached by everything that they depend on."""
 
 __all__ = ["embed", "encoders", "identity", "inputs", "store"]

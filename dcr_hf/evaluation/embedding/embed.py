@@ -1,4 +1,4 @@
-"""Images -> features: decoded and resized in the background while the encoder computes, each process its share."""
+"""Images -> features: decoded and resized in the background while the encoder computes; each process takes a share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.embedding.store import FeatureStore, key, remember
 from dcr_hf.evaluation.readers.decode import decode_image
@@ -20,9 +21,11 @@ from dcr_hf.evaluation.readers.image_sets import Images, ImageSet
 
 
 class Embeddings(Protocol):
-    """What a benchmark computes with: one encoder's view of one set."""
+    """One encoder's embeddings of one set, as a benchmark needs them."""
 
-    logit_scale: float
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before a softmax."""
 
     def images(self, kind: str) -> np.ndarray:
         """(N, width), float32, not normalised."""
@@ -31,14 +34,14 @@ class Embeddings(Protocol):
         """(N, D), float32, of unit length."""
 
     def remember(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """`compute()`, or what it gave the last time for the same encoder and set."""
+        """`compute()`, cached per encoder and set."""
 
     def remember_texts(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """The same for what depends on texts alone: kept while the image side is trained."""
+        """As `remember`, for values of the texts alone: they stay valid while the image side is trained."""
 
 
 class _Pixels(Dataset):
-    """Image `index` of a set, decoded and resized: runs in the loader's workers."""
+    """Image `index` of a set, decoded and resized; runs in the DataLoader's workers."""
 
     def __init__(self, images: Images, preprocess: Callable[[Image.Image], Tensor]):
         self.images, self.preprocess = images, preprocess
@@ -65,26 +68,26 @@ def pixel_batches(
             sampler=rows,
             num_workers=min(workers, -(-len(rows) // batch_size)),
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else the loader draws from the global one and shifts a training run
+            generator=torch.Generator(),  # the default draws from the global RNG and would change a training run
         )
     )
 
 
 class DiskEmbedder:
-    """Embeds sets of images with checkpoints, once: kept below `cache_dir` for the next run and the next metric.
+    """Embeds sets of images with checkpoints, once: cached below `cache_dir` for later runs and metrics.
 
-    Under several processes each embeds its share of the missing chunks; `cache_dir` must be one folder for all.
+    Each process embeds its share of the missing chunks; all must share one `cache_dir`.
     """
 
     def __init__(self, cache_dir: Path, batch_size: int = 64, workers: int = 2):
         self.cache_dir, self.batch_size, self.workers = cache_dir, batch_size, workers
 
     def embed(self, encoder: PretrainedEncoder, data: ImageSet) -> None:
-        """Complete the store of (encoder, data). Called by every process."""
+        """Complete the store of (encoder, data); every process calls it."""
         state = PartialState()
         store = self._store(encoder, data)
         pending = store.pending()
-        state.wait_for_everyone()  # nobody writes before everybody has looked: the shares must not overlap
+        state.wait_for_everyone()  # no rank writes before all have looked: the shares must not overlap
         self._fill(encoder, data, store, pending, state)
         state.wait_for_everyone()
         if state.is_main_process and not store.is_complete:
@@ -117,7 +120,7 @@ class DiskEmbedder:
             for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
                 for kind, values in encoder.embed_images(pixels).items():
                     if not np.isfinite(values).all():
-                        raise ValueError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
+                        raise UserError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
                     waiting[kind] = np.concatenate([waiting[kind], values]) if kind in waiting else values
                 bar.update(len(pixels))
                 while mine and len(waiting["mean_patch"]) >= len(mine[0]):
@@ -126,7 +129,7 @@ class DiskEmbedder:
                     waiting = {kind: values[len(chunk) :] for kind, values in waiting.items()}
 
     def embeddings(self, encoder: PretrainedEncoder, data: ImageSet) -> "DiskEmbeddings":
-        """What `embed` completed."""
+        """The embeddings that `embed` completed."""
         return DiskEmbeddings(encoder, self._store(encoder, data))
 
     def _store(self, encoder: PretrainedEncoder, data: ImageSet) -> FeatureStore:
@@ -136,7 +139,7 @@ class DiskEmbedder:
 
 
 class DiskEmbeddings:
-    """`Embeddings` of a checkpoint, from its store; texts are embedded when asked for and not remembered as such."""
+    """`Embeddings` of a checkpoint, from its store; texts are embedded on request and not cached."""
 
     def __init__(self, encoder: PretrainedEncoder, store: FeatureStore):
         self._encoder, self._store = encoder, store
@@ -165,10 +168,10 @@ def embed_in_memory(
     batch_size: int,
     workers: int,
 ) -> np.ndarray | None:
-    """All images through `embed` (uint8 batch -> (B, D)); gathered on the main process, None on the others.
+    """Embed all images by `embed` (uint8 batch -> (B, D)); gathered on the main process, None on the others.
 
-    Every process runs the same number of equal batches, the last ones padded with repeated images: under ZeRO-3 and
-    FSDP a forward pass is a collective operation, and an uneven share would hang.
+    Every process runs the same number of equal batches, padded with repeated images: under ZeRO-3 and FSDP a forward
+    pass is a collective operation, and an uneven share would hang.
     """
     state = PartialState()
     total = len(data.images)

@@ -1,15 +1,18 @@
-"""The encoders that are measured: folders, ids, stage-2 checkpoints, lone vision towers. Loaded when first used."""
+"""Encoders to measure: folders, hub ids, stage-2 checkpoints, vision towers alone. Weights load on first use."""
 
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, CLIPVisionModel, PreTrainedModel, SiglipModel, SiglipVisionModel
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.embedding.inputs import ImageProcessor, TextTower
 from dcr_hf.hub import local_folder
@@ -17,21 +20,25 @@ from dcr_hf.models.families import FAMILIES
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.results import has_encoder, trained_base
 
-VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+VISION_TOWERS: dict[str, type[CLIPVisionModel] | type[SiglipVisionModel]] = {
+    "clip_vision_model": CLIPVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+}
+_KINDS = {"clip": ("projected", "pooled", "mean_patch"), "clip_vision_model": ("pooled", "mean_patch")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PretrainedEncoder:
-    """A checkpoint by path or id. `name` is what it is called in the results.
+    """A checkpoint by path or hub id; `name` is its name in the results.
 
     Attributes:
-        kinds: image features it has: `projected` (the joint space), `pooled` (the pooled output before the
-            projection; SigLIP has none, so there it is the joint space too) and `mean_patch` (the mean of the last
-            hidden state's patches).
+        kinds: its image features: `projected` (the joint space), `pooled` (the pooled output before the
+            projection; SigLIP has no projection, so its pooled output is the joint space) and `mean_patch` (the mean
+            over the patches of the last hidden state).
         has_text: whether the checkpoint has a text tower and a tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: on creation, before weights are read, if the checkpoint cannot be measured.
+        NotFoundError, UserError: on creation, before weights are read: the checkpoint cannot be measured.
     """
 
     def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
@@ -39,35 +46,33 @@ class PretrainedEncoder:
         self.trained, self.base = _trained_and_base(path)
         folder = local_folder(self.base)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is no folder of "
-                "save_pretrained and no stage-2 checkpoint. OpenAI-format files: python -m dcr_hf.convert FILE.pt OUT"
+            raise NotFoundError(
+                f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is neither a "
+                "folder of save_pretrained nor a stage-2 checkpoint. OpenAI-format files: "
+                "python -m dcr_hf.convert FILE.pt OUT"
             )
-        config = AutoConfig.from_pretrained(folder)
+        with as_user_error(f"encoder {name}", OSError, ValueError):
+            config = AutoConfig.from_pretrained(folder)
         if config.model_type not in (*FAMILIES, *VISION_TOWERS):
-            raise ValueError(
+            raise UserError(
                 f"encoder {name}: {self.base} is a {config.model_type!r} model; supported are "
                 f"{', '.join((*FAMILIES, *VISION_TOWERS))}."
             )
         self.model_type = config.model_type
         self.has_text = config.model_type in FAMILIES
         self.is_clip = config.model_type.startswith("clip")
-        self.kinds = (
-            ("pooled", "mean_patch") if self.model_type == "clip_vision_model" else ("projected", "mean_patch")
-        )
-        if self.model_type == "clip":
-            self.kinds = ("projected", "pooled", "mean_patch")
+        self.kinds: tuple[str, ...] = _KINDS.get(self.model_type, ("projected", "mean_patch"))
         self.processor = ImageProcessor(self.base)
         expected = (config.vision_config if self.has_text else config).image_size
         if self.processor.image_size != expected:
-            raise ValueError(
-                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, its vision tower "
-                f"takes {expected}. Correct preprocessor_config.json in {self.base}."
+            raise UserError(
+                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, but its vision "
+                f"tower takes {expected}. Correct preprocessor_config.json in {self.base}."
             )
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
-        """What its embeddings depend on: hashes of the weights, stage 2's result and the processor; the dtype."""
+        """Hashes of the weights, stage 2's result and the processor; the dtype: all that its embeddings depend on."""
         return {
             "path": self.path,
             "base": self.base if self.trained else None,
@@ -82,12 +87,15 @@ class PretrainedEncoder:
         if self.has_text:
             model = load_dual_encoder(self.base, self.trained)
         else:
-            model, report = VISION_TOWERS[self.model_type].from_pretrained(
-                self.base, dtype=torch.float32, output_loading_info=True
-            )
+            with as_user_error(f"encoder {self.name}: weights in {self.base}", OSError, SafetensorError):
+                loaded = VISION_TOWERS[self.model_type].from_pretrained(
+                    self.base, dtype=torch.float32, output_loading_info=True
+                )
+            model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
             if report["missing_keys"]:
-                raise ValueError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
-        return model.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
+                raise UserError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
+        nn.Module.to(model, device=self.device, dtype=DTYPES[self.dtype])
+        return model.eval()
 
     @cached_property
     def text(self) -> TextTower:
@@ -103,7 +111,8 @@ class PretrainedEncoder:
     def embed_images(self, pixels: Tensor) -> dict[str, np.ndarray]:
         """(B, 3, S, S), uint8 -> every kind of feature, (B, width) float32, from one forward pass."""
         values = self.processor.to_pixel_values(pixels.to(self.device)).to(DTYPES[self.dtype])
-        vision = self.model.vision_model if self.has_text else self.model
+        model = self.model
+        vision = model.vision_model if isinstance(model, CLIPModel | SiglipModel) else model
         output = vision(pixel_values=values)
         patches = output.last_hidden_state[:, 1:] if self.is_clip else output.last_hidden_state  # CLIP: class token
         features = {"mean_patch": patches.mean(dim=1)}
@@ -111,26 +120,26 @@ class PretrainedEncoder:
             features["pooled"] = output.pooler_output
         else:
             features["projected"] = output.pooler_output
-        if self.model_type == "clip":
-            features["projected"] = self.model.visual_projection(output.pooler_output)
+        if isinstance(model, CLIPModel):
+            features["projected"] = model.visual_projection(output.pooler_output)
         return {kind: values.float().cpu().numpy() for kind, values in features.items()}
 
     def kind(self, wanted: str) -> str:
-        """The stored feature that stands for `wanted`; `auto` is the joint space where the checkpoint has one.
+        """The stored feature for `wanted`; `auto` is the joint space where the checkpoint has one.
 
         Raises:
-            ValueError: a lone CLIP vision tower asked for the joint space.
+            UserError: the joint space of a CLIP vision tower alone, which has none.
         """
         if wanted == "auto":
             return self.kinds[0]
         if wanted == "pooled" and not self.is_clip:
             return "projected"
         if wanted not in self.kinds:
-            raise ValueError(f"encoder {self.name} has no {wanted!r} features, only {', '.join(self.kinds)}.")
+            raise UserError(f"encoder {self.name} has no {wanted!r} features, only {', '.join(self.kinds)}.")
         return wanted
 
     def release(self) -> None:
-        """Forget the loaded weights."""
+        """Free the loaded weights."""
         self.__dict__.pop("text", None)
         self.__dict__.pop("model", None)
 
@@ -138,5 +147,5 @@ class PretrainedEncoder:
 def _trained_and_base(path: str) -> tuple[Path | None, str]:
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise ValueError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
+        raise UserError(f"encoder {path} is a file; a folder or id is needed: python -m dcr_hf.convert {path} OUT")
     return (folder, trained_base(folder)) if has_encoder(folder) else (None, path)

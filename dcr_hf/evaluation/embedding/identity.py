@@ -1,4 +1,4 @@
-"""What a number depends on: the weights by their content, and the machine and packages of a run."""
+"""What a score depends on: hashes of the weights, and a run's machine and packages."""
 
 import hashlib
 import platform
@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from dcr_hf.errors import NotFoundError
 from dcr_hf.hub import local_folder
 
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "pillow")
 
 
 def weights_revision(path: str, what: str = "encoder") -> str:
-    """The content of a local folder's weights; a hub snapshot's commit."""
+    """The hash of a local folder's weights, or a hub snapshot's commit."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return local_folder(path).name
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
-        raise FileNotFoundError(f"{what} {path} has no weights: no model*.safetensors in the folder.")
+        raise NotFoundError(f"{what} {path} has no weights: no model*.safetensors in the folder.")
     return hash_files(weights)
 
 

@@ -1,27 +1,32 @@
-"""The two inputs of an encoder: pictures through its own image processor, texts through its text tower."""
+"""The two inputs of an encoder: images through its own image processor, texts through its text tower."""
+
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
+
+from dcr_hf.errors import as_user_error
 
 TEXT_BATCH = 256
 
 
 class ImageProcessor:
-    """The checkpoint's own image processor, in two halves: resize and crop in the loader's workers (PIL, uint8: a
-    quarter of the memory traffic), rescaling and statistics on the device."""
+    """The checkpoint's own image processor, in two halves: resize and crop in the workers (PIL, uint8: a quarter of
+    the memory traffic), rescale and normalise on the device."""
 
     def __init__(self, path: str):
-        # Always the PIL backend: with torchvision installed the default resizes differently in the last digits.
-        self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        # Always PIL: with torchvision the default backend differs in the last digits.
+        with as_user_error(f"image processor of {path}", OSError, ValueError):
+            self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         size = self.processor.crop_size or self.processor.size
         self.image_size = size["height"]
 
     def to_uint8(self, image: Image.Image) -> Tensor:
-        """An RGB picture -> (3, S, S), uint8."""
+        """RGB image -> (3, S, S), uint8."""
         pixels = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
         return pixels["pixel_values"][0]
 
@@ -41,14 +46,15 @@ class TextTower:
     """A dual encoder's texts -> joint-space embeddings, and its logit scale."""
 
     def __init__(self, model: PreTrainedModel, tokenizer_path: str):
-        self.model = model
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        self.model = cast(CLIPModel | SiglipModel, model)
+        with as_user_error(f"tokenizer of {tokenizer_path}", OSError, ValueError):
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
         self.length = model.config.text_config.max_position_embeddings  # CLIP 77, SigLIP 64
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
         """(N, D) of unit length, float32. Padded to the model's full length, as both families are trained; longer
-        texts are cut."""
+        texts are truncated."""
         rows = []
         for start in range(0, len(texts), TEXT_BATCH):
             tokens = self.tokenizer(

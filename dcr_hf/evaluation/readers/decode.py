@@ -1,17 +1,19 @@
-"""Bytes of an image file -> an RGB picture, or an error that names the file: images are data, never trusted."""
+"""Bytes of an image file -> an RGB image, or an error that names the file. Images are untrusted data."""
 
 import io
 import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from dcr_hf.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
-Image.init()  # all decoders: PIL does not load them by itself when it is told which formats to try
+Image.init()  # load all decoders: PIL does not when `formats` is given
 
 
-class ImageError(ValueError):
-    """An image that cannot be read. A benchmark with holes is no benchmark: the run ends."""
+class ImageError(UserError):
+    """An image that cannot be read. The run ends: scores on part of a benchmark are not its scores."""
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -22,13 +24,13 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{name}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
-        if image.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
-            image = image.point(lambda value: value / 256).convert("L")
-        return image.convert("RGB")
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit
+            file = Image.open(io.BytesIO(content), formats=FORMATS)
+        if file.width * file.height > MAX_PIXELS:
+            raise ImageError(f"{name}: {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
+        if file.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
+            return file.point(lambda value: value / 256).convert("L").convert("RGB")
+        return file.convert("RGB")
     except UnidentifiedImageError:
         raise ImageError(f"{name}: no {', '.join(FORMATS)} image ({len(content):,} bytes).") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

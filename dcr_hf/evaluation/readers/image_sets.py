@@ -1,4 +1,4 @@
-"""A data set in memory: images by index (on disk until asked for) with labels, captions or paired statements."""
+"""Data sets: images by index, read on request, with labels, captions or paired statements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,8 @@ from typing import Protocol
 
 import datasets
 import numpy as np
+
+from dcr_hf.errors import UserError, as_user_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -17,7 +19,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What identifies image `index`, in messages and predictions."""
+        """The name of image `index` in messages and predictions."""
 
     def read(self, index: int) -> bytes: ...
 
@@ -36,7 +38,8 @@ class FileImages:
         return self.paths[index]
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
+        with as_user_error(self.paths[index], OSError):
+            return (self.root / self.paths[index]).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ShardImages:
 
     table: datasets.Dataset
     columns: Sequence[str]
-    """The image columns, one per file extension; each sample fills one of them."""
+    """The image columns, one per file extension; each sample has exactly one."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,13 +60,13 @@ class ShardImages:
         sample = self.table[index]
         found = [sample[column]["bytes"] for column in self.columns if sample[column] is not None]
         if len(found) != 1:
-            raise ValueError(f"sample {sample['__key__']} of {sample['__url__']} has {len(found)} images, not one.")
+            raise UserError(f"sample {sample['__key__']} of {sample['__url__']} has {len(found)} images, not one.")
         return found[0]
 
 
 @dataclass(frozen=True)
 class JoinedImages:
-    """Several lists as one, in their order; an image's name begins with its part's."""
+    """Lists of images joined in order; an image's name begins with its part's."""
 
     parts: Mapping[str, Images]
 
@@ -71,19 +74,19 @@ class JoinedImages:
         return sum(len(images) for images in self.parts.values())
 
     def name(self, index: int) -> str:
-        part, place = self._find(index)
-        return f"{part}/{self.parts[part].name(place)}"
+        part, position = self._find(index)
+        return f"{part}/{self.parts[part].name(position)}"
 
     def read(self, index: int) -> bytes:
-        part, place = self._find(index)
-        return self.parts[part].read(place)
+        part, position = self._find(index)
+        return self.parts[part].read(position)
 
     def _find(self, index: int) -> tuple[str, int]:
-        place = index
+        position = index
         for part, images in self.parts.items():
-            if place < len(images):
-                return part, place
-            place -= len(images)
+            if position < len(images):
+                return part, position
+            position -= len(images)
         raise IndexError(f"image {index} of {len(self)}")
 
 
@@ -99,15 +102,15 @@ class ImageSet:
 
     @property
     def title(self) -> str:
-        """The key of this list of images: another split of the same data set is another list."""
+        """The key of this list of images; each split of a data set has its own."""
         return self.name if self.split == "test" else f"{self.name} ({self.split})"
 
 
 @dataclass(frozen=True)
 class LabeledImages(ImageSet):
-    """For clustering, zero-shot and linear probes. `class_names` may be empty where only clustering will be asked for.
+    """A set for clustering, zero-shot and linear probes. `class_names` may be empty if only clustering is run.
 
-    The first `train_count` images are for learning: 0 but for a linear probe, whose set holds both splits.
+    The first `train_count` images are for training: 0 except for a linear probe, whose set holds both splits.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
@@ -118,7 +121,7 @@ class LabeledImages(ImageSet):
 
 @dataclass(frozen=True)
 class CaptionedImages(ImageSet):
-    """For retrieval: `captions[i]` are the right texts of image i."""
+    """A retrieval set: `captions[i]` are the right texts of image i."""
 
     captions: Sequence[Sequence[str]] = ()
 
@@ -135,6 +138,6 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedImages(ImageSet):
-    """For MMVP-VLM."""
+    """MMVP-VLM's pairs of images."""
 
     pairs: Sequence[Pair] = ()

@@ -1,11 +1,13 @@
-"""Where a benchmark's files are: a folder under --data_root, else the hub; and a revision that changes with them."""
+"""Finds a benchmark's files, under --data_root or on the hub, and a revision that changes with them."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from dcr_hf.errors import NotFoundError
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
     """DATA_ROOT/NAME, or DATA_ROOT/ and the hub name's last part, with or without `wds_`; else download `patterns`.
 
     Raises:
-        FileNotFoundError: neither there nor on the hub; says where it looked.
+        NotFoundError: neither there nor on the hub; the message says where it looked.
     """
     last_part = hub_id.split("/")[-1] if hub_id else name
     candidates = list(dict.fromkeys((name, last_part, last_part.removeprefix("wds_"))))
@@ -32,18 +34,19 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
                 return Located(folder, str(folder), fingerprint(folder))
     looked = " or ".join(str(data_root / each) for each in candidates) if data_root else "no --data_root was given"
     if hub_id is None:
-        raise FileNotFoundError(f"data set {name!r}: no folder {looked}, and no hub data set of this name is known.")
+        raise NotFoundError(f"data set {name!r}: no folder {looked}, and no hub data set of this name is known.")
     try:
         folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: {error}"
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise NotFoundError(
+            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: "
+            + " ".join(str(error).split())
         ) from error
     return Located(folder, hub_id, folder.name)
 
 
 def fingerprint(folder: Path) -> str:
-    """Of every file's relative path, size and modification time: cheap, and new whenever a file changes."""
+    """A hash of every file's relative path, size and modification time: cheap, and it changes with any file."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

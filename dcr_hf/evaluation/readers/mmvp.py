@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.image_sets import FileImages, Pair, PairedImages
 from dcr_hf.evaluation.readers.locate import locate
 
@@ -27,12 +28,13 @@ def read_mmvp(name: str, hub_id: str | None, data_root: Path | None) -> PairedIm
     own script: the published 135 pairs are nine runs of 15.
 
     Raises:
-        FileNotFoundError: the table or an image is missing; all missing images are counted, the first one named.
-        ValueError: other columns, an odd number of rows, no nine equal categories.
+        NotFoundError: the table or images are missing; the message counts the images and names the first.
+        UserError: other columns, an odd number of rows, or other than nine equal categories.
     """
     located = locate(name, hub_id, data_root, ["Questions.csv", f"{IMAGE_FOLDER}/**"])
     rows = _read_rows(located.folder)
-    paths, pairs = [], []
+    paths: list[str] = []
+    pairs: list[Pair] = []
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         # Both images come from the first row's folder: the published table has rows whose own Type differs.
         paths += [f"{IMAGE_FOLDER}/{first['Type']}/{row['Question ID']}.jpg" for row in (first, second)]
@@ -47,7 +49,7 @@ def read_mmvp(name: str, hub_id: str | None, data_root: Path | None) -> PairedIm
         )
     missing = [path for path in paths if not (located.folder / path).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"MMVP-VLM: {len(missing)} of {len(paths)} images are missing, the first is {located.folder / missing[0]}."
             f" Expected in the folder: {LAYOUT}."
         )
@@ -57,22 +59,25 @@ def read_mmvp(name: str, hub_id: str | None, data_root: Path | None) -> PairedIm
 def _read_rows(folder: Path) -> list[dict[str, str]]:
     path = folder / "Questions.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"MMVP-VLM: {folder} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+        raise NotFoundError(f"MMVP-VLM: {folder} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
+    with (
+        as_user_error(f"MMVP-VLM: {path}", csv.Error, OSError, UnicodeDecodeError),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
         reader = csv.DictReader(file, skipinitialspace=True)
         if reader.fieldnames != HEADER:
-            raise ValueError(f"MMVP-VLM: {path} has the columns {reader.fieldnames}, expected {HEADER}.")
+            raise UserError(f"MMVP-VLM: {path} has the columns {reader.fieldnames}, expected {HEADER}.")
         rows = list(reader)
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values() or not row["Question ID"].isdigit():
-            raise ValueError(f"MMVP-VLM: row {line} of {path} is not 'number,Type,Statement': {list(row.values())}.")
+            raise UserError(f"MMVP-VLM: row {line} of {path} is not 'number,Type,Statement': {list(row.values())}.")
     if len(rows) % 2:
-        raise ValueError(
+        raise UserError(
             f"MMVP-VLM: {path} has {len(rows)} rows, an odd number; rows are read in twos (270 published)."
         )
     if not rows or len(rows) // 2 % len(CATEGORIES):
-        raise ValueError(
-            f"MMVP-VLM: {path} has {len(rows) // 2} pairs, which are no nine equal categories (published: 9 x 15). "
-            "A benchmark with holes is no benchmark: fetch it again."
+        raise UserError(
+            f"MMVP-VLM: {path} has {len(rows) // 2} pairs, which do not make nine equal categories (published: "
+            "9 x 15). Fetch the data set again."
         )
     return rows

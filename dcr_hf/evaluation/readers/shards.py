@@ -1,11 +1,13 @@
 """CLIP_benchmark's layouts: webdataset shards with labels or captions, or a plain folder of class folders."""
 
+import tarfile
 from pathlib import Path
 
 import datasets
 import numpy as np
 from accelerate import PartialState
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.evaluation.readers.image_sets import (
     IMAGE_SUFFIXES,
     CaptionedImages,
@@ -25,28 +27,28 @@ def read_labeled(name: str, hub_id: str | None, data_root: Path | None) -> Label
     """A classification set, from shards or from class folders.
 
     Raises:
-        FileNotFoundError: a file of the layout is missing.
-        ValueError: labels and class list do not match; a retrieval set; no images.
+        NotFoundError: a file of the layout is missing.
+        UserError: labels and class list do not match; a retrieval set; no images.
     """
     return read_split(name, locate(name, hub_id, data_root, HUB_PATTERNS), "test")
 
 
 def read_split(name: str, located: Located, split: str) -> LabeledImages:
-    """The images below `train` or `test` of a classification set that `locate` found; raises as `read_labeled`."""
+    """The images in `train` or `test` of a located classification set; raises as `read_labeled`."""
     if is_sharded(located.folder):
         return _labeled_shards(name, located, split)
     return _class_folders(name, located, split)
 
 
 def read_captioned(name: str, hub_id: str | None, data_root: Path | None) -> CaptionedImages:
-    """A retrieval set, from shards whose samples hold an image and a .txt of captions, one a line."""
+    """A retrieval set, from shards whose samples hold an image and a .txt of captions, one per line."""
     located = locate(name, hub_id, data_root, HUB_PATTERNS)
     _check_type(name, located.folder, "retrieval")
     table, columns = _read_table(name, located.folder, "test", "txt")
     captions = [[line.strip() for line in text.splitlines() if line.strip()] for text in table["txt"]]
     for index, lines in enumerate(captions):
         if not lines:
-            raise ValueError(f"data set {name!r}: sample {table[index]['__key__']} has no caption in its .txt.")
+            raise UserError(f"data set {name!r}: sample {table[index]['__key__']} has no caption in its .txt.")
     return CaptionedImages(name, ShardImages(table, columns), located.source, located.revision, captions)
 
 
@@ -68,7 +70,7 @@ def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
 
 
 def scored_folder(folder: Path) -> Path:
-    """Where the class folders of the test split are: test/, else val/, else the data set's folder itself."""
+    """The folder of the test split's class folders: test/, else val/, else the data set's own folder."""
     return next((folder / split for split in ("test", "val") if (folder / split).is_dir()), folder)
 
 
@@ -83,18 +85,18 @@ def _class_folders(name: str, located: Located, split: str) -> LabeledImages:
     for label, folder in enumerate(classes):
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise ValueError(f"data set {name!r}: class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UserError(f"data set {name!r}: class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
         paths += [str(path.relative_to(root)) for path in files]
         labels += [label] * len(files)
     if not paths:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"data set {name!r}: {located.folder} is neither in CLIP_benchmark's layout ({SHARD_LAYOUT}) nor a folder "
             f"of class folders with images ({root}/CLASS/IMAGE)."
         )
     listed, prompts = located.folder / "classnames.txt", located.folder / "zeroshot_classification_templates.txt"
     class_names = _lines(listed, name) if listed.is_file() else [path.name.replace("_", " ") for path in classes]
     if len(class_names) != len(classes):
-        raise ValueError(f"data set {name!r}: {listed} names {len(class_names)} classes, {root} has {len(classes)}.")
+        raise UserError(f"data set {name!r}: {listed} names {len(class_names)} classes, {root} has {len(classes)}.")
     templates = _lines(prompts, name) if prompts.is_file() else FOLDER_TEMPLATES
     return _checked(
         LabeledImages(
@@ -112,23 +114,23 @@ def _class_folders(name: str, located: Located, split: str) -> LabeledImages:
 def _checked(data: LabeledImages) -> LabeledImages:
     outside = np.unique(data.labels[(data.labels < 0) | (data.labels >= len(data.class_names))])
     if len(outside):
-        raise ValueError(
+        raise UserError(
             f"data set {data.name!r}: labels {outside[:5].tolist()} have no name: classnames.txt of {data.source} "
             f"lists {len(data.class_names)} classes (labels 0 to {len(data.class_names) - 1})."
         )
     for template in data.templates:
         if "{c}" not in template:
-            raise ValueError(
-                f"data set {data.name!r}: template {template!r} lacks {{c}}, the place of the class name."
+            raise UserError(
+                f"data set {data.name!r}: template {template!r} lacks {{c}}, which stands for the class name."
             )
     return data
 
 
 def _check_type(name: str, folder: Path, wanted: str) -> None:
     declared = folder / "dataset_type.txt"
-    found = declared.read_text().strip() if declared.is_file() else "classification"
+    found = _text(declared, name).strip() if declared.is_file() else "classification"
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             f"data set {name!r}: {folder} is a {found} set (dataset_type.txt, absent = classification), and a "
             f"{wanted} set was asked for."
         )
@@ -136,25 +138,30 @@ def _check_type(name: str, folder: Path, wanted: str) -> None:
 
 def _lines(path: Path, name: str) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"data set {name!r} lacks {path}. Expected in its folder: {SHARD_LAYOUT}.")
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise NotFoundError(f"data set {name!r} lacks {path}. Expected in its folder: {SHARD_LAYOUT}.")
+    return [line for line in _text(path, name).splitlines() if line.strip()]
+
+
+def _text(path: Path, name: str) -> str:
+    with as_user_error(f"data set {name!r}: {path}", OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8")
 
 
 def _shard_paths(name: str, folder: Path) -> list[str]:
     counted = folder / "nshards.txt"
     number = " ".join(_lines(counted, name))
     if not number.isdigit():
-        raise ValueError(f"data set {name!r}: {counted} says {number!r}, expected the number of shards.")
+        raise UserError(f"data set {name!r}: {counted} says {number!r}, expected the number of shards.")
     paths = [folder / f"{index}.tar" for index in range(int(number))]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"data set {name!r} lacks {path}: {counted} says {number} shards. Layout: {SHARD_LAYOUT}."
             )
-        with path.open("rb") as file:
+        with as_user_error(f"data set {name!r}", OSError), path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - len(_TAR_END)))
-            if file.read() != _TAR_END:  # tar readers take a cut archive for a short one
-                raise ValueError(f"data set {name!r}: {path} is truncated (no end mark of a tar). Fetch it again.")
+            if file.read() != _TAR_END:  # tar readers take a truncated archive for a short one
+                raise UserError(f"data set {name!r}: {path} is truncated (no end mark of a tar). Fetch it again.")
     return [str(path) for path in paths]
 
 
@@ -164,20 +171,20 @@ def _read_table(name: str, folder: Path, split: str, target: str) -> tuple[datas
     try:
         with PartialState().main_process_first():
             table = datasets.load_dataset("webdataset", data_files={split: paths}, split=split)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise ValueError(
+    except (datasets.exceptions.DatasetGenerationError, tarfile.TarError, EOFError, ValueError) as error:
+        raise UserError(
             f"data set {name!r}: the shards in {folder / split} cannot be read: {error.__cause__ or error}. Is one "
             "truncated? Fetch them again."
         ) from error
     columns = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if not columns or target not in table.column_names:
-        raise ValueError(
+        raise UserError(
             f"data set {name!r}: samples in {paths[0]} hold {', '.join(table.column_names)}; expected an image and "
             f".{target}."
         )
-    for column in columns:  # bytes, not pictures: decoding happens in the loader's workers, with our limits
+    for column in columns:  # keep bytes: the workers decode, with our limits
         table = table.cast_column(column, datasets.Image(decode=False))
     for index, value in enumerate(table[target]):
         if value is None:
-            raise ValueError(f"data set {name!r}: sample {table[index]['__key__']} has no .{target}.")
+            raise UserError(f"data set {name!r}: sample {table[index]['__key__']} has no .{target}.")
     return table, columns

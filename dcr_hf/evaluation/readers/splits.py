@@ -1,9 +1,10 @@
-"""A classification set with both its splits, as one list of images: a linear probe learns and is scored on it."""
+"""A classification set with both splits as one list of images, for training and scoring a linear probe."""
 
 from pathlib import Path
 
 import numpy as np
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.evaluation.readers.image_sets import JoinedImages, LabeledImages
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.readers.shards import HUB_PATTERNS, class_folders, is_sharded, read_split, scored_folder
@@ -15,8 +16,8 @@ def read_train_and_test(name: str, hub_id: str | None, data_root: Path | None) -
     """The training images first, `train_count` of them, then the test images.
 
     Raises:
-        FileNotFoundError: a split or a file of the layout is missing.
-        ValueError: as `read_labeled`; the splits do not have the same classes, or too few images to learn from.
+        NotFoundError: a split or a file of the layout is missing.
+        UserError: as `read_labeled`; the splits have different classes, or too few training images.
     """
     located = locate(name, hub_id, data_root, [*HUB_PATTERNS, "train/*"])
     _check_folders(name, located.folder)
@@ -37,7 +38,7 @@ def read_train_and_test(name: str, hub_id: str | None, data_root: Path | None) -
 
 def _check_folders(name: str, folder: Path) -> None:
     if not (folder / "train").is_dir():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"data set {name!r} has no training split: there is no {folder / 'train'}. A linear probe learns on one "
             f"split and is scored on another: {LAYOUTS}."
         )
@@ -45,28 +46,28 @@ def _check_folders(name: str, folder: Path) -> None:
         return
     scored = scored_folder(folder)
     if scored == folder:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"data set {name!r} has no test split: {folder} has neither test/ nor val/ beside train/. A linear probe "
             f"learns on one split and is scored on another: {LAYOUTS}."
         )
-    # Labels are positions among the class folders: other folders would mean other classes by the same numbers.
+    # Labels are positions among the class folders, so that both splits need the same folders.
     trained, tested = ({path.name for path in class_folders(root)} for root in (folder / "train", scored))
     if trained != tested:
-        raise ValueError(
+        raise UserError(
             f"data set {name!r}: {folder / 'train'} and {scored} need the same class folders; in one of them only: "
             f"{', '.join(sorted(trained ^ tested)[:5])}."
         )
 
 
 def _check_labels(name: str, train: np.ndarray, test: np.ndarray) -> None:
-    untaught = np.setdiff1d(test, train)
-    if len(untaught):
-        raise ValueError(
-            f"data set {name!r}: classes {untaught[:5].tolist()} of the test split have no training image."
+    untrained = np.setdiff1d(test, train)
+    if len(untrained):
+        raise UserError(
+            f"data set {name!r}: classes {untrained[:5].tolist()} of the test split have no training image."
         )
     counts = np.bincount(train)
     if np.sum(counts > 0) < 2 or counts.max() < 2:
-        raise ValueError(
+        raise UserError(
             f"data set {name!r}: a linear probe needs training images of two classes, and two images of one class or "
             f"more (a part is held out to choose C); found {len(train)} images of {np.sum(counts > 0)} classes."
         )

@@ -1,3 +1,3 @@
-"""Results -> tables, figures and one page to look at."""
+"""Results -> tables, figures and one HTML page."""
 
 __all__ = ["cards", "cells", "maps", "page", "plots", "published", "summary", "table"]

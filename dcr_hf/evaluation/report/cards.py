@@ -1,8 +1,9 @@
-"""What changed between two models, as the report shows it: pictures, texts below them, before and after."""
+"""Changes between two models as the report shows them: images with texts, before and after."""
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
@@ -11,16 +12,17 @@ from dcr_hf.evaluation.readers.image_sets import Images
 
 SHOWN_CARDS = 60
 THUMBNAIL = 200  # pixels, the longer side
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What two models said about one text and one image.
+    """Two models' answers for one text and one image.
 
     Attributes:
-        marked: whether the cell is drawn as a right answer's place.
-        right: whether `after` is right; None where nothing is to be right.
-        note: below both, small.
+        marked: True if the cell is highlighted as a right answer's.
+        right: True if `after` is right; None if the cell is not scored.
+        note: small text below both.
     """
 
     before: str
@@ -32,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Card:
-    """A small table: its columns are images (data URIs), its rows texts with a cell an image (None: not asked)."""
+    """A small table: columns are images (data URIs), rows are texts with one cell per image (None: not asked)."""
 
     tag: str
     note: str
@@ -42,7 +44,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Group:
-    """Cards under one heading, of which `count` exist: as many as are shown, or fewer, are made."""
+    """Cards under one heading: the first of `count`."""
 
     title: str
     count: int
@@ -58,8 +60,8 @@ class Changes:
     groups: Sequence[Group]
 
 
-def by_direction(moved: Sequence[tuple[bool, object]]) -> Mapping[str, list]:
-    """(right now, item) of what changed, by heading."""
+def by_direction(moved: Sequence[tuple[bool, Item]]) -> Mapping[str, list[Item]]:
+    """Group changed items, given as (is right now, item), by heading."""
     return {
         title: [item for is_right, item in moved if is_right is right]
         for title, right in (("From wrong to right", True), ("From right to wrong", False))

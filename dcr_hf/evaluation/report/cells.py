@@ -1,4 +1,4 @@
-"""Measured numbers as table cells: value, interval, mark of what may be chance; and the table of differences."""
+"""Scores as table cells with interval and noise mark; the table of differences."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from dcr_hf.evaluation.scoring.results import Results
 
 
 class Cells:
-    """One benchmark's cells by (encoder, dataset, metric), differences inside the noise marked."""
+    """One benchmark's cells by (encoder, dataset, metric); differences within noise are marked."""
 
     def __init__(self, results: Results, benchmark: str):
         rows = [row for row in results.results if row["benchmark"] == benchmark]
@@ -21,12 +21,12 @@ class Cells:
         present = {row["encoder"] for row in rows}
         self.encoders = [encoder for encoder in results.encoders if encoder in present]
 
-    def cell(self, *place: str) -> str:
+    def cell(self, *key: str) -> str:
         """Value and half its 95 % interval, in percent, marked if the difference may be chance."""
-        if place not in self.rows:
+        if key not in self.rows:
             return DASH
-        row = self.rows[place]
-        mark = f" {NOISE}" if place in self.noise else ""
+        row = self.rows[key]
+        mark = f" {NOISE}" if key in self.noise else ""
         return f"{100 * row['value']:.1f} ±{50 * (row['high'] - row['low']):.1f}{mark}"
 
     def measured(self, make: Callable[[str], list[str]]) -> list[Row]:
@@ -51,7 +51,7 @@ def difference_table(results: Results) -> Table:
         change = [f"{100 * each['difference']:+.2f}", ends, p, verdict, test]
         rows.append(Row(each["encoder"], [each["benchmark"], each["dataset"], each["metric"], *change]))
     notes = [
-        "In points, on the same items. Each p-value is of a single test: of twenty comparisons without any effect one "
+        "In points, on the same items. Each p-value is of a single test: without any effect, one comparison in twenty "
         "is expected below 0.05."
     ]
     header = ["", "benchmark", "dataset", "metric", "difference", "95 %", "p", "verdict", "test"]

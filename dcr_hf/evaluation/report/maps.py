@@ -1,4 +1,4 @@
-"""What the report shows and the predictions do not hold: a t-SNE map of one set, and small copies of MMVP's images."""
+"""The report's inputs besides predictions: a t-SNE map of one set, and thumbnails of MMVP's images."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,16 @@ from sklearn.manifold import TSNE
 from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.readers.image_sets import Images, LabeledImages
 from dcr_hf.evaluation.report.cards import small_copy
-from dcr_hf.evaluation.scoring.results import slug, write_text
+from dcr_hf.evaluation.scoring.results import slug, write_text, writes_to
 from dcr_hf.evaluation.tasks.ranking import unit
 
 POINTS = 1500
 
 
 def easiest_to_see(sets: list[LabeledImages], clustered: set[str]) -> LabeledImages | None:
-    """The set with the fewest classes, since a map has few colours, of those that are clustered (by their titles) if
-    any is: the map shows what NMI measures. Of equals one without training images, which the other benchmarks are
-    measured on. None where there is no labelled set."""
+    """The set for the map: the one with the fewest classes, since a map has few colours. Clustered sets (by title)
+    come first, since the map shows what NMI measures; ties go to a set without training images. None if there is no
+    labelled set."""
 
     def order(data: LabeledImages) -> tuple[bool, int, bool]:
         return data.title not in clustered, len(np.unique(data.labels)), data.train_count > 0
@@ -28,7 +28,7 @@ def easiest_to_see(sets: list[LabeledImages], clustered: set[str]) -> LabeledIma
 
 
 def write_map(path: Path, embeddings: Embeddings, data: LabeledImages, kind: str) -> None:
-    """t-SNE of up to POINTS images, the same ones for every encoder, as JSON: points, labels, class_names."""
+    """Write the t-SNE of up to POINTS images, the same for every encoder, as JSON: points, labels, class_names."""
     count = len(data.labels)
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:POINTS])
 
@@ -44,12 +44,15 @@ def write_map(path: Path, embeddings: Embeddings, data: LabeledImages, kind: str
 
 
 def write_thumbnails(folder: Path, images: Images) -> None:
-    """Every image, small, as JPEG files named by `thumbnail_name`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a small JPEG copy of every image, named by `thumbnail_name`."""
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(images)):
         path = folder / thumbnail_name(images.name(index))
         if not path.is_file():
-            path.write_bytes(small_copy(images, index))
+            content = small_copy(images, index)
+            with writes_to(folder):
+                path.write_bytes(content)
 
 
 def thumbnail_name(image: str) -> str:

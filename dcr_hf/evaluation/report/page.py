@@ -1,4 +1,4 @@
-"""report.html: one file for people, with the tables, the figures, and the MMVP pairs on which two encoders differ."""
+"""report.html: tables, figures, and the MMVP pairs on which two encoders differ, in one file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dcr_hf.errors import NotFoundError
 from dcr_hf.evaluation.report.cards import SHOWN_CARDS, Card, Cell, Changes, Group, by_direction
 from dcr_hf.evaluation.report.maps import thumbnail_name
 from dcr_hf.evaluation.report.plots import clustering_bars, encoder_colors, radar, tsne_map
@@ -24,7 +25,7 @@ class Section:
         figures: (data URI, alternative text) of each picture; `plots.data_uri` makes one of an image file's bytes.
 
     Raises:
-        ValueError: a figure that is no image data URI: the page would fetch it from elsewhere.
+        ValueError: a figure is not an image data URI, so that the page would need the network.
     """
 
     title: str
@@ -44,7 +45,7 @@ def write_report(
     sections: Sequence[Section] = (),
     changes: Sequence[Changes] = (),
 ) -> None:
-    """Everything inside one file: no script, no network. Needs the files that `results` points to, nothing else."""
+    """Write the page as one file without scripts or network access, from the files that `results` names."""
     environment = Environment(
         loader=PackageLoader("dcr_hf.evaluation.report", "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -69,14 +70,14 @@ def write_outputs(
     sections: Sequence[Section] = (),
     changes: Sequence[Changes] = (),
 ) -> None:
-    """results.json, results.md, report.html."""
+    """Write results.json, results.md and report.html."""
     results.write(output_dir)
     write_text(output_dir / "results.md", markdown(tables))
     write_report(results, tables, output_dir / "report.html", sections, changes)
 
 
 def changed_pairs(results: Results) -> list[Changes]:
-    """For each encoder but the first: the MMVP pairs that went from wrong to right and from right to wrong."""
+    """The MMVP pairs that changed from wrong to right and back, for each encoder but the first."""
     paths = {
         (row["encoder"], row["set"]): row["path"] for row in results.predictions if row["benchmark"] == "mmvp_vlm"
     }
@@ -123,4 +124,4 @@ def _thumbnail(name: str, folders: list[str]) -> str:
         path = Path(folder) / thumbnail_name(name)
         if path.is_file():
             return data_uri(path.read_bytes(), "jpeg")
-    raise FileNotFoundError(f"no small copy of {name} in {', '.join(folders)}: run recipes/evaluate.py on it again.")
+    raise NotFoundError(f"no thumbnail of {name} in {', '.join(folders)}: run recipes/evaluate.py on it again.")

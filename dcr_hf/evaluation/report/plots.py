@@ -4,11 +4,15 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
+from dcr_hf.errors import as_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.plotting import COLORS, FAINT, INK, STYLE, figure_uri
@@ -19,7 +23,7 @@ def encoder_colors(results: Results) -> dict[str, str]:
 
 
 def radar(results: Results) -> str:
-    """Pair accuracy in each of MMVP-VLM's nine categories, a line an encoder."""
+    """Pair accuracy in each of MMVP-VLM's nine categories, one line per encoder."""
     values = {
         (row["encoder"], row["dataset"]): 100 * row["value"]
         for row in results.results
@@ -31,9 +35,13 @@ def radar(results: Results) -> str:
 
 
 def radar_of(
-    labels: Sequence[str], lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], chance: list, said: str
+    labels: Sequence[str],
+    lines: Mapping[str, Sequence[float]],
+    colors: Mapping[str, str],
+    chance: Sequence[float],
+    chance_label: str,
 ) -> str:
-    """A line a model, by name, over at least three axes, in percent; `chance` (`said` in the legend) is dotted."""
+    """A radar plot in percent over at least three axes: one line per model, by name; `chance` is dotted."""
     angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
     # Where chance is the same everywhere it is a circle, else a polygon like the lines.
     around = np.linspace(0, 2 * np.pi, 200) if len(set(chance)) == 1 else np.array([*angles, angles[0]])
@@ -44,7 +52,7 @@ def radar_of(
         for name, line in lines.items():
             axes.plot([*angles, angles[0]], [*line, line[0]], color=colors[name], lw=2, label=name)
             axes.fill(angles, line, color=colors[name], alpha=0.10)
-        axes.plot(around, guessed, color=INK, lw=1, ls=":", label=said)
+        axes.plot(around, guessed, color=INK, lw=1, ls=":", label=chance_label)
         axes.set_xticks(angles, [textwrap.fill(label, 16) for label in labels])
         axes.tick_params(axis="x", pad=8)
         for label, sine in zip(axes.get_xticklabels(), np.sin(angles), strict=True):  # beside the circle, not on it
@@ -53,7 +61,7 @@ def radar_of(
         rings = np.arange(20, top + 1, 20)
         axes.set_ylim(0, top)
         axes.set_yticks(rings, [f"{ring:.0f} %" for ring in rings], color="#62707d", fontsize=9)
-        axes.set_rlabel_position(20)
+        cast(PolarAxes, axes).set_rlabel_position(20)
         axes.grid(color=FAINT)
         axes.spines["polar"].set_color(FAINT)
         axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1.08), frameon=False)
@@ -61,14 +69,14 @@ def radar_of(
 
 
 def clustering_bars(results: Results) -> str:
-    """NMI, ACC and ARI of each set with 95 % intervals, a bar an encoder."""
+    """NMI, ACC and ARI of each set with 95 % intervals, one bar per encoder."""
     colors = encoder_colors(results)
     rows = [row for row in results.results if row["benchmark"] == "clustering"]
     sets = list(dict.fromkeys(row["dataset"] for row in rows))
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     width = 0.8 / len(encoders)
     with matplotlib.rc_context(STYLE):
-        few = len(sets) <= 2  # side by side, or a bar is as wide as a page
+        few = len(sets) <= 2  # side by side, since a bar would be as wide as the page
         figure = Figure(figsize=(7.5, 3.4) if few else (1.4 * len(sets) + 2, 7.5), layout="constrained")
         panels = figure.subplots(*(1, 3) if few else (3, 1), sharex=True)
         for axes, metric in zip(panels, ("nmi", "acc", "ari"), strict=True):
@@ -92,8 +100,9 @@ def clustering_bars(results: Results) -> str:
 
 
 def tsne_map(path: str | Path, title: str) -> str:
-    """Points of one encoder's map, coloured by class; named in a legend up to twenty classes."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    """A scatter plot of one encoder's map, coloured by class; a legend names up to twenty classes."""
+    with as_user_error(f"map {path}", OSError, json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     points, labels = np.array(content["points"]), np.array(content["labels"])
     present = np.unique(labels)
     palette = matplotlib.colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]
@@ -104,7 +113,8 @@ def tsne_map(path: str | Path, title: str) -> str:
             color = palette(index) if len(present) <= 20 else palette(index / len(present))
             name = textwrap.shorten(content["class_names"][label], 22)
             size = np.clip(4000 / len(points), 9, 40)
-            axes.scatter(*points[labels == label].T, s=size, color=color, lw=0, alpha=0.85, label=name)
+            x, y = points[labels == label].T
+            axes.scatter(x, y, s=size, color=color, lw=0, alpha=0.85, label=name)
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -112,5 +122,6 @@ def tsne_map(path: str | Path, title: str) -> str:
         if len(present) <= 20:
             legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
             for handle in legend.legend_handles:
-                handle.set_sizes([45])
+                if isinstance(handle, PathCollection):
+                    handle.set_sizes([45])
         return figure_uri(figure, "png")

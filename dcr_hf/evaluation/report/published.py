@@ -1,10 +1,10 @@
-"""Numbers that others published, to lay beside ours; percent. Never presented as measured here."""
+"""Published numbers to compare with ours, in percent; always marked as published."""
 
 PAPER = "the DCR paper's own numbers (arXiv 2603.04803)"
 CLIP_BENCHMARK = "CLIP_benchmark's published results"
 
 MMVP_SET = "MMVP_VLM"
-# Of it, mean of the nine categories: method -> backbone -> percent.
+# MMVP-VLM, mean of the nine categories: method -> backbone -> percent.
 _BACKBONES = ("OpenAI L 224", "OpenAI L 336", "MetaCLIP L", "MetaCLIP H", "SigLIP 224", "SigLIP 384")
 _MMVP = {
     "original": (19.3, 20.0, 23.7, 25.2, 37.8, 37.0),
@@ -60,13 +60,13 @@ _LLAVA = {
     "un2CLIP": (31.3, None, 65.1, 61.2),
     "DCR": (31.3, 25.3, 65.5, 63.5),
 }
-_LLAVA_PLACES = (
+_LLAVA_KEYS = (
     ("mmvp", "official", "pair_accuracy"),
     ("naturalbench", "all", "g_acc"),
     ("cv_bench", "COCO", "accuracy"),
     ("cv_bench", "3D", "accuracy"),
 )
 LLAVA = {
-    method: {place: value for place, value in zip(_LLAVA_PLACES, row, strict=True) if value is not None}
+    method: {key: value for key, value in zip(_LLAVA_KEYS, row, strict=True) if value is not None}
     for method, row in _LLAVA.items()
 }

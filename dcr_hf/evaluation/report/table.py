@@ -1,4 +1,4 @@
-"""One table: a row an encoder, columns in groups; and several as results.md."""
+"""A table with one row per encoder and columns in groups; several tables as results.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """`source` is empty for what was measured here, else who published it."""
+    """A row; `source` says who published it, and is empty for measured rows."""
 
     label: str
     cells: list[str]
@@ -18,12 +18,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`benchmark` is empty for the table of differences.
+    """A table; `benchmark` is empty for the table of differences.
 
     Attributes:
-        header: the columns' names, the labels' first; within a group where there are groups.
-        groups: name and number of columns of each group, in order, of all columns but the labels'; none where the
-            header says everything.
+        header: the columns' names, first that of the labels; inside their groups, if there are any.
+        groups: (name, number of columns) of each group, in order, without the labels' column; empty if the header
+            suffices.
     """
 
     benchmark: str
@@ -40,7 +40,7 @@ class Table:
 
     @property
     def full_header(self) -> list[str]:
-        """Columns' names that stand alone: with their group's."""
+        """The columns' names with their groups'."""
         if not self.groups:
             return self.header
         groups = [name for name, count in self.groups for _ in range(count)]
@@ -48,7 +48,7 @@ class Table:
 
 
 def markdown(tables: list[Table]) -> str:
-    """results.md"""
+    """The content of results.md."""
     lines = ["# Results", ""]
     for table in tables:
         lines += [f"## {table.title}", "", " ".join(table.notes), ""]

@@ -1,10 +1,14 @@
-"""A run's folder: results.json, predictions/*.jsonl, and the report's maps and thumbnails. Written, read, merged."""
+"""Write, read and merge a run's folder: results.json, predictions/*.jsonl, the report's maps and thumbnails."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from dcr_hf.errors import NotFoundError, UserError, WriteError, as_user_error
 
 FORMAT = 1
 _FIELDS = ("results", "comparisons", "encoders", "data", "predictions", "maps", "thumbnails", "runs")
@@ -20,10 +24,10 @@ class Results:
             p, test, noise.
         encoders: facts by name (path, hashes, dtype), in the order they were given: the first is the reference.
         data: facts by set name (source, revision, items).
-        predictions: rows of encoder, benchmark, set, path; feature and seeds, or items and unparsed of a multimodal
-            model, which stands where an encoder does.
+        predictions: rows of encoder, benchmark, set, path; and feature and seeds, or, for a multimodal model in the
+            encoder's place, items and unparsed.
         maps: rows of encoder, set, feature, path.
-        thumbnails: folders with the MMVP images, small.
+        thumbnails: folders of small MMVP images.
         runs: command, dtype, seeds, versions, time of each run.
     """
 
@@ -45,22 +49,22 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """A results.json, or the folder that holds one.
+    """Read a results.json, or the one in a folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: not a file that this program wrote.
+        NotFoundError: there is none.
+        UserError: not a results.json of ours.
     """
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no results at {path}: give a results.json that recipes/evaluate.py wrote.")
+        raise NotFoundError(f"no results at {path}: give a results.json that recipes/evaluate.py wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}, this program reads {FORMAT}.")
+            raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}.")
         read = Results(**{name: content[name] for name in _FIELDS})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results.json of recipes/evaluate.py: {error!r}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no results.json of recipes/evaluate.py: {error!r}") from None
     for row in (*read.predictions, *read.maps):
         row["path"] = str(path.parent / row["path"])
     read.thumbnails = [str(path.parent / folder) for folder in read.thumbnails]
@@ -68,10 +72,10 @@ def read_results(path: Path) -> Results:
 
 
 def merge(paths: list[Path]) -> Results:
-    """Several runs as one, but for `results` and `comparisons`: these follow from the predictions.
+    """Merge runs, except `results` and `comparisons`, which follow from the predictions.
 
-    Encoders of one name and the same weights, image processor and dtype are one encoder, and what several runs
-    measured of it is taken from the first. Where another has a name that is taken, its run's folder is added to it.
+    Encoders with the same name, weights, image processor and dtype are one encoder; the first run's predictions win.
+    A different encoder under a known name gets its run's folder appended to its name.
     """
     merged = Results()
     for path in paths:
@@ -101,23 +105,37 @@ def _content(facts: dict) -> dict:
 
 
 def write_text(path: Path, text: str) -> None:
-    """All of it or nothing: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write a file atomically."""
+    with writes_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def writes_to(folder: Path) -> Iterator[None]:
+    """Turn an OSError, such as a full disk or missing permission, into a WriteError that names the folder.
+
+    Wrap only code that writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def slug(*parts: str) -> str:
-    """Names as a file name."""
+    """A file name from names."""
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    with Path(path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    with as_user_error(f"predictions in {path}", OSError, json.JSONDecodeError, UnicodeDecodeError):
+        with Path(path).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]

@@ -1,22 +1,22 @@
-"""Predictions -> scores: every number is computed from the rows that are kept, so that it can be computed again."""
+"""Predictions -> scores, computed from the stored rows alone, so that they can be reproduced."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from dcr_hf.evaluation.scoring.statistics import bootstrap, interval, wilson
+from dcr_hf.evaluation.scoring.statistics import bootstrap, interval, weighted_mean, wilson
 from dcr_hf.metrics import load_metric
 
 
 @dataclass
 class Scored:
-    """Scores of one encoder on one set, and what a paired test against another encoder needs.
+    """Scores of one encoder on one set, with the data for paired tests against another encoder.
 
     Attributes:
-        scores: rows of results.json but for the encoder: dataset, metric, value, n, low, high, interval, ...
-        items: names of the items with their right answers, in order; a paired test needs equal ones.
-        feature: the image feature that was scored; a paired test needs equal ones.
+        scores: rows of results.json without the encoder: dataset, metric, value, n, low, high, interval, ...
+        items: names and right answers of the items, in order; equal in a paired test.
+        feature: the image feature that was scored; equal in a paired test.
         samples: bootstrap samples (RESAMPLES,) by (dataset, metric).
         correct: (N,) booleans by (dataset, metric), where McNemar's test applies.
     """
@@ -28,15 +28,15 @@ class Scored:
     correct: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     def proportion(self, dataset: str, metric: str, value: float, right: np.ndarray, **facts: object) -> None:
-        """A share of right items: Wilson's interval."""
+        """Add a share of right items, with Wilson's interval."""
         low, high = wilson(right.mean(), len(right))
         self._add(dataset, metric, value, len(right), low, high, interval="wilson", count=int(right.sum()), **facts)
 
     def resampled(
         self, dataset: str, metric: str, value: float, n: int, samples: np.ndarray, units: int | None = None, **facts
     ) -> None:
-        """Anything else: an interval from the bootstrap of `units` (default n). Where no resample differs (all right,
-        all wrong) it would be a point: Wilson's then. ARI may be negative."""
+        """Add any other score, with a bootstrap interval over `units` (default n). If all resamples agree (all right,
+        all wrong) the interval would be a point: Wilson's is used instead. ARI may be negative."""
         self.samples[dataset, metric] = samples
         if np.ptp(samples) < 1e-12 and 0 <= value <= 1:
             self._add(dataset, metric, value, n, *wilson(value, units or n), interval="wilson", **facts)
@@ -69,7 +69,7 @@ def score_pairs(dataset: str, rows: list[dict]) -> Scored:
 def score_clusters(dataset: str, rows: list[dict]) -> Scored:
     """NMI, ACC, ARI: the mean over the seeds, with their standard deviation and each seed's value.
 
-    The interval covers both sources of chance: images and seeds are drawn again.
+    The interval covers both sources of chance: images and seeds are resampled.
     """
     labels = np.array([row["label"] for row in rows])
     clusters = np.array([row["clusters"] for row in rows])  # (N, seeds)
@@ -87,7 +87,7 @@ def score_clusters(dataset: str, rows: list[dict]) -> Scored:
 
 
 class _Contingency:
-    """NMI, ACC and ARI as functions of item weights; the matching of ACC stays that of the whole set."""
+    """NMI, ACC and ARI as functions of item weights; the matching of ACC is that of all items."""
 
     def __init__(self, labels: np.ndarray, clusters: np.ndarray):
         self.items, (self.rows, self.columns) = _cells(labels, clusters)
@@ -122,7 +122,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def score_classes(dataset: str, rows: list[dict]) -> Scored:
-    """acc1, acc5 (from five classes on) and mean per-class recall."""
+    """acc1, acc5 (with five classes or more) and mean per-class recall."""
     ranked, labels = np.array([row["ranked"] for row in rows]), np.array([row["label"] for row in rows])
     values = load_metric("classification").compute(predictions=ranked, references=labels)
     scored = Scored([f"{row['item']} {row['label']}" for row in rows])
@@ -163,9 +163,7 @@ def score_retrieval(dataset: str, rows: list[dict]) -> Scored:
         hits = np.array(
             [[bool(set(row["ranked"][:k]) & set(row["right"])) for k in cut_offs.values()] for row in queries]
         )  # (N, cut-offs)
-        samples = bootstrap(
-            lambda weights, hits=hits: weights @ hits / weights.sum(), np.array([row["image"] for row in queries])
-        )
+        samples = bootstrap(weighted_mean(hits), np.array([row["image"] for row in queries]))
         for column, name in enumerate(cut_offs):
             metric = f"{direction}_{name}"
             if direction == "image_to_text":

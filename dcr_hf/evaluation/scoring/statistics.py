@@ -1,4 +1,4 @@
-"""How sure a number is: 95 % intervals, and paired tests between two encoders on the same items."""
+"""95 % intervals, and paired tests of two encoders on the same items."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ LEVEL = 0.95
 
 
 def wilson(share: float, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): right for few trials and near 0 and 1, unlike the normal one."""
+    """95 % interval of a proportion (Wilson 1927): correct for few trials and near 0 and 1, unlike the normal one."""
     z = norm.ppf((1 + LEVEL) / 2)
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -22,8 +22,8 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, 
 
     Args:
         statistic: item weights (N,) -> values of any shape; a weight is how often the item was drawn.
-        units: (N,), the unit that each item belongs to, integers from 0: items of one unit (captions of an image) are
-            drawn together. The same seed and number of units give the same draws, so that two encoders can be paired.
+        units: (N,), each item's unit, integers from 0: items of one unit (captions of an image) are drawn together.
+            The same seed and number of units give the same draws, which pairs two encoders.
 
     Returns:
         (RESAMPLES, ...)
@@ -32,6 +32,11 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, 
     count = int(units.max()) + 1
     draws = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
     return np.stack([statistic(drawn[units].astype(np.float64)) for drawn in draws])
+
+
+def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A statistic for `bootstrap`: the mean of `values` (N, ...) under item weights (N,)."""
+    return lambda weights: weights @ values / weights.sum()
 
 
 def interval(value: float, samples: np.ndarray, lowest: float = 0.0) -> tuple[float, float]:
@@ -72,8 +77,8 @@ def difference_interval(difference: float, samples_a: np.ndarray, samples_b: np.
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     """95 % interval of a difference (gained - lost) / n between two shares of the same n items.
 
-    Agresti and Min (2005): Wald's interval with half an item added to each of the four cells, so that it has a width
-    where nothing changed.
+    Agresti and Min (2005): Wald's interval with half an item added to each of the four cells, so that the interval
+    has a width even if nothing changed.
     """
     gained_, lost_, n_ = gained + 0.5, lost + 0.5, n + 2
     center = (gained_ - lost_) / n_

@@ -1,4 +1,4 @@
-"""Embeddings -> predictions, one module a protocol: pairs, clusters, classes, probes, retrieval.
+"""Embeddings -> predictions, one module per protocol: pairs, clusters, classes, probes, retrieval.
 
 A new protocol enters here, with its entry in `evaluation.benchmarks`.
 """

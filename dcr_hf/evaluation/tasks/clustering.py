@@ -1,4 +1,6 @@
-"""Clustering: do images of one class lie together? k-means on unit-length features, one run a seed."""
+"""Clustering: k-means on unit-length features, one run per seed."""
+
+from functools import partial
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -8,13 +10,13 @@ from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.tasks.ranking import unit
 
-STARTS = 10  # k-means++ starts a seed; the best one by inertia counts
+STARTS = 10  # k-means++ starts per seed; the one with the lowest inertia wins
 
 
 def predict_clusters(embeddings: Embeddings, data: LabeledImages, kind: str, seeds: list[int]) -> list[dict]:
-    """One row an image: its label and its cluster under each seed; k = the number of classes among the labels.
+    """One row per image: its label and its cluster under each seed; k = the number of classes among the labels.
 
-    Features that are all equal fall into one cluster: NMI and ARI 0, ACC the largest class's share.
+    Equal features fall into one cluster: NMI and ARI 0, ACC the largest class's share.
     """
     classes = len(np.unique(data.labels))
 
@@ -23,7 +25,7 @@ def predict_clusters(embeddings: Embeddings, data: LabeledImages, kind: str, see
         return KMeans(n_clusters=classes, n_init=STARTS, random_state=seed).fit_predict(features).astype(np.int32)
 
     columns = [
-        embeddings.remember(f"kmeans-{kind}-{classes}-{STARTS}-{seed}", lambda seed=seed: fit(seed))
+        embeddings.remember(f"kmeans-{kind}-{classes}-{STARTS}-{seed}", partial(fit, seed))
         for seed in tqdm(seeds, desc=f"k-means: {data.name}", unit=" seeds", leave=False)
     ]
     clusters = np.stack(columns, axis=1)  # (N, seeds)

@@ -1,4 +1,4 @@
-"""Linear probe: how well does a logistic regression on the frozen features tell the classes apart?"""
+"""Linear probe: logistic regression on frozen features."""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -10,22 +10,22 @@ from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.embedding.store import key
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.tasks.ranking import top_k
-from dcr_hf.evaluation.tasks.zeroshot import BLOCK, KEPT
+from dcr_hf.evaluation.tasks.zeroshot import BLOCK, TOP_CLASSES
 
 C_GRID = tuple(10.0**power for power in range(-5, 2))  # scikit-learn's C: the inverse of the L2 penalty's strength
-HELD_OUT = 5  # one in so many training images of a class chooses C
+HELD_OUT = 5  # one in HELD_OUT training images of a class is held out to choose C
 ITERATIONS = 1000
 
 
 def predict_probe(embeddings: Embeddings, data: LabeledImages, kind: str, seeds: list[int]) -> list[dict]:
-    """One row a test image: its label, the likeliest classes, best first, and the C that was chosen.
+    """One row per test image: its label, the likeliest classes, best first, and the chosen C.
 
     Features are standardised by the training split's mean and spread. C is chosen on held-out training images, then
-    the regression is fitted on all of them; no test label is used. Nothing is drawn at random: `seeds` play no part.
+    the regression is fitted on all of them; no test label is used. Nothing is random: `seeds` are unused.
     """
     train = data.train_count
     labels = data.labels[:train]
-    protocol = f"{kind}-{key(grid=C_GRID, held_out=HELD_OUT, iterations=ITERATIONS, kept=KEPT)}"
+    protocol = f"{kind}-{key(grid=C_GRID, held_out=HELD_OUT, iterations=ITERATIONS, kept=TOP_CLASSES)}"
 
     def standardised() -> np.ndarray:
         images = embeddings.images(kind)
@@ -41,12 +41,12 @@ def predict_probe(embeddings: Embeddings, data: LabeledImages, kind: str, seeds:
 
 
 def choose_c(features: np.ndarray, labels: np.ndarray, bar: tqdm) -> np.ndarray:
-    """The C of C_GRID with the highest accuracy on held-out training images, of equals the one of the lowest log loss.
+    """The C of C_GRID with the highest accuracy on held-out training images; ties go to the lowest log loss.
 
     Args:
         features: (N, D), standardised training features.
         labels: (N,)
-        bar: advanced by one a fit.
+        bar: advanced by one per fit.
 
     Returns:
         (), float64.
@@ -65,8 +65,8 @@ def choose_c(features: np.ndarray, labels: np.ndarray, bar: tqdm) -> np.ndarray:
 
 
 def hold_out(labels: np.ndarray) -> np.ndarray:
-    """(N,) booleans: one in HELD_OUT of each class, at least one; none of a class with a single image. The same ones
-    in every run."""
+    """(N,) booleans: one in HELD_OUT of each class, at least one; none of a class with a single image. The same in
+    every run."""
     generator = np.random.default_rng(0)
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -77,12 +77,12 @@ def hold_out(labels: np.ndarray) -> np.ndarray:
 
 
 def _rank(features: np.ndarray, labels: np.ndarray, c: float) -> np.ndarray:
-    """Fitted on the first rows, which have `labels`: the likeliest classes of the others, best first, (M, k)."""
+    """The likeliest classes of the rows after the labelled ones, best first, (M, k); fitted on the labelled rows."""
     model = LogisticRegression(C=c, max_iter=ITERATIONS).fit(features[: len(labels)], labels)
-    kept, ranked = min(KEPT, len(model.classes_)), []
+    k, ranked = min(TOP_CLASSES, len(model.classes_)), []
     for start in range(len(labels), len(features), BLOCK):
         scores = model.decision_function(features[start : start + BLOCK])
         if len(model.classes_) == 2:  # scikit-learn scores the second class alone
             scores = np.stack([-scores, scores], axis=1)
-        ranked.append(model.classes_[top_k(scores, kept)])
+        ranked.append(model.classes_[top_k(scores, k)])
     return np.concatenate(ranked)

@@ -1,4 +1,4 @@
-"""MMVP-VLM: of two images that CLIP finds alike, which one is a statement true of?"""
+"""MMVP-VLM: which of two images that CLIP finds alike does a statement describe?"""
 
 import hashlib
 
@@ -12,7 +12,7 @@ PROMPT = "a photo of {}"
 
 
 def predict_pairs(embeddings: Embeddings, data: PairedImages, kind: str, seeds: list[int]) -> list[dict]:
-    """One row a pair, with both texts' probabilities over the two images.
+    """One row per pair, with both texts' probabilities over the two images.
 
     A text chooses the first image when its probability is above 0.5, so a tie chooses the second: an encoder that
     sees no difference gets every pair wrong, one that guesses a quarter of them right.

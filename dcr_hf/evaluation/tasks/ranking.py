@@ -1,10 +1,10 @@
-"""Best-first orders with one rule for ties, so that numbers do not depend on a library's whim."""
+"""Rankings with one rule for ties, so that scores do not depend on a library's choice."""
 
 import numpy as np
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest scores of each row, best first; of equal scores the lower index comes first.
+    """Indices of the k largest scores of each row, best first; ties go to the lower index.
 
     Args:
         scores: (N, C) with C >= k.
@@ -16,7 +16,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     best = np.empty((len(scores), k), dtype=np.int64)
     candidates = scores >= threshold
     for row, (values, chosen) in enumerate(zip(scores, candidates, strict=True)):
-        indices = np.flatnonzero(chosen)  # more than k only where the k-th place is tied
+        indices = np.flatnonzero(chosen)  # more than k only if the k-th score is tied
         best[row] = indices[np.argsort(-values[indices], kind="stable")][:k]
     return best
 

@@ -8,14 +8,14 @@ from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.readers.image_sets import CaptionedImages
 from dcr_hf.evaluation.tasks.ranking import top_k, unit
 
-KEPT = 10
+TOP_ANSWERS = 10
 BLOCK = 1024
 
 
 def predict_retrieval(embeddings: Embeddings, data: CaptionedImages, kind: str, seeds: list[int]) -> list[dict]:
-    """One row a query: what it retrieved, best first, and what would be right. Captions are numbered in their order.
+    """One row per query: the retrieved answers, best first, and the right ones. Captions are numbered in order.
 
-    Of equal scores the lower number comes first.
+    Ties go to the lower number.
     """
     texts = [caption for captions in data.captions for caption in captions]
     counts = [len(captions) for captions in data.captions]
@@ -37,8 +37,8 @@ def predict_retrieval(embeddings: Embeddings, data: CaptionedImages, kind: str, 
 
 
 def _nearest(queries: np.ndarray, targets: np.ndarray) -> list[list[int]]:
-    kept = min(KEPT, len(targets))
-    blocks = [top_k(queries[start : start + BLOCK] @ targets.T, kept) for start in range(0, len(queries), BLOCK)]
+    k = min(TOP_ANSWERS, len(targets))
+    blocks = [top_k(queries[start : start + BLOCK] @ targets.T, k) for start in range(0, len(queries), BLOCK)]
     return np.concatenate(blocks).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification as CLIP_benchmark computes it: the class whose averaged prompt lies nearest."""
+"""Zero-shot classification as CLIP_benchmark computes it: the class with the nearest averaged prompt."""
 
 import hashlib
 
@@ -8,8 +8,8 @@ from dcr_hf.evaluation.embedding.embed import Embeddings
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.tasks.ranking import top_k, unit
 
-KEPT = 5  # predicted classes kept an image
-BLOCK = 4096  # images scored at once: memory stays bounded
+TOP_CLASSES = 5  # predicted classes per image
+BLOCK = 4096  # images scored at once, which bounds memory
 
 
 def class_embeddings(embeddings: Embeddings, class_names: list[str], templates: list[str]) -> np.ndarray:
@@ -22,16 +22,16 @@ def class_embeddings(embeddings: Embeddings, class_names: list[str], templates: 
 
 
 def predict_classes(embeddings: Embeddings, data: LabeledImages, kind: str, seeds: list[int]) -> list[dict]:
-    """One row an image: its label and the likeliest classes, best first (all of them under five classes).
+    """One row per image: its label and the likeliest classes, best first (all if there are fewer than five).
 
-    Of equal scores the lower class comes first, so a constant encoder always says class 0.
+    Ties go to the lower class, so a constant encoder always predicts class 0.
     """
     prompts = hashlib.sha256("\n".join([*data.class_names, "", *data.templates]).encode()).hexdigest()[:16]
     classes = embeddings.remember_texts(
         f"classes-{prompts}", lambda: class_embeddings(embeddings, list(data.class_names), list(data.templates))
     )
-    images, kept = embeddings.images("projected"), min(KEPT, len(classes))
-    ranked = [top_k(unit(images[start : start + BLOCK]) @ classes.T, kept) for start in range(0, len(images), BLOCK)]
+    images, k = embeddings.images("projected"), min(TOP_CLASSES, len(classes))
+    ranked = [top_k(unit(images[start : start + BLOCK]) @ classes.T, k) for start in range(0, len(images), BLOCK)]
     return [
         {"item": data.images.name(index), "label": label, "ranked": best}
         for index, (label, best) in enumerate(zip(data.labels.tolist(), np.concatenate(ranked).tolist(), strict=True))

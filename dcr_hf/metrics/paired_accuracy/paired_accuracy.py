@@ -6,7 +6,7 @@ import numpy as np
 
 _DESCRIPTION = """
 Items come in twos, (0, 1), (2, 3), ...; a pair is right when both its items are. Guessing each item between two
-answers gets a quarter of the pairs. With `categories`, one a pair, the score is the mean of the categories'
+answers gets a quarter of the pairs. With `categories`, one per pair, the score is the mean of the categories'
 accuracies, which is the plain accuracy where categories are equally large.
 """
 _INPUTS = """
@@ -44,7 +44,7 @@ class PairedAccuracy(evaluate.Metric):
         if categories is None:
             return scores
         if len(categories) != len(right):
-            raise ValueError(f"{len(categories)} categories for {len(right)} pairs: give one a pair")
+            raise ValueError(f"{len(categories)} categories for {len(right)} pairs: give one per pair")
         names = np.asarray(categories)
         scores["by_category"] = {name: float(right[names == name].mean()) for name in dict.fromkeys(categories)}
         scores["pair_accuracy"] = float(np.mean(list(scores["by_category"].values())))

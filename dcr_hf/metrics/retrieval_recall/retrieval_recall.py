@@ -6,7 +6,7 @@ import numpy as np
 
 _DESCRIPTION = """
 A query is a hit at k when any of its right answers is among its first k results, as CLIP-like papers count it: with
-five captions an image one of them is enough. A list shorter than k is taken whole.
+five captions per image one of them is enough. A list shorter than k is used in full.
 """
 _INPUTS = """
 Args:

@@ -23,7 +23,7 @@ COUNT = 300  # three chunks, the last one short
 
 @dataclass
 class Photographs:
-    """Images in memory that note which were read, and end the process where they are told to."""
+    """Images in memory that record which were read, and kill the process at `kill_at`."""
 
     contents: list[bytes]
     kill_at: int | None = None
@@ -96,14 +96,16 @@ def test_features_are_memory_mapped(clip_folder, tmp_path):
         assert isinstance(embedder.embeddings(encoder, data).images(kind), np.memmap)
 
 
-KILLED = """
+KILLED = f"""
+import sys
 from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_embed import Photographs, contents, embed
-embed(Path({folder!r}), Path({cache!r}), Photographs(contents(), kill_at={kill_at}))
+embed(Path({{folder!r}}), Path({{cache!r}}), Photographs(contents(), kill_at={{kill_at}}))
 """
 
 
-def test_killed_in_the_middle_goes_on(clip_folder, tmp_path, reference):
+def test_killed_in_the_middle_resumes(clip_folder, tmp_path, reference):
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(folder=str(clip_folder), cache=str(tmp_path / "cache"), kill_at=270))
     done = run_program(script)

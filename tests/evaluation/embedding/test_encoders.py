@@ -91,11 +91,11 @@ def test_adapter_is_merged_without_exporting(clip_folder, stage2_folder):
 def test_lone_vision_tower(encoder_folders, tmp_path, family, tower):
     tower.from_pretrained(encoder_folders[family]).save_pretrained(tmp_path)
     shutil.copy(encoder_folders[family] / "preprocessor_config.json", tmp_path)
-    whole, alone = PretrainedEncoder("whole", str(encoder_folders[family])), PretrainedEncoder("alone", str(tmp_path))
-    pixels = pixels_of(whole, photographs(2))
+    dual, alone = PretrainedEncoder("dual", str(encoder_folders[family])), PretrainedEncoder("alone", str(tmp_path))
+    pixels = pixels_of(dual, photographs(2))
     kind = alone.kind("auto")
     assert kind == {"clip": "pooled", "siglip": "projected"}[family]
-    np.testing.assert_allclose(alone.embed_images(pixels)[kind], whole.embed_images(pixels)[kind], atol=1e-5)
+    np.testing.assert_allclose(alone.embed_images(pixels)[kind], dual.embed_images(pixels)[kind], atol=1e-5)
     assert not alone.has_text
     with pytest.raises(ValueError, match=r"alone .* has no text tower"):
         _ = alone.text
@@ -162,5 +162,5 @@ def test_processor_of_another_size_is_refused(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "wrong")
     path = folder / "preprocessor_config.json"
     path.write_text(path.read_text().replace("32", "64"))
-    with pytest.raises(ValueError, match=r"makes 64 pixels, its vision tower takes 32"):
+    with pytest.raises(ValueError, match=r"makes 64 pixels, but its vision tower takes 32"):
         PretrainedEncoder("e", str(folder))

@@ -86,9 +86,9 @@ def test_missing_files_are_named(tmp_path, remove, message):
 
 def test_truncated_shard(tmp_path):
     path = write_classification(tmp_path / "dtd", LABELS, NAMES) / "test" / "1.tar"
-    whole = path.read_bytes()
-    for length in (0, 3000, 512 * 2, len(whole) - 1024):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in (0, 3000, 512 * 2, len(content) - 1024):
+        path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"test/1\.tar is truncated"):
             read_labeled("dtd", None, tmp_path)
 

@@ -57,7 +57,7 @@ def test_resampled_statistic_is_the_metric():
     statistic = _Contingency(LABELS, clusters)
     expected = load_metric("clustering").compute(predictions=clusters, references=LABELS)
     assert statistic(np.ones(45)) == pytest.approx([expected[name] for name in ("nmi", "acc", "ari")])
-    # Drawing items twice or not at all is the metric of the items so drawn (ACC: under the whole set's matching).
+    # Drawing items twice or not at all is the metric of the items so drawn (ACC: under the matching of all items).
     weights = generator.integers(3, size=45)
     drawn = np.repeat(np.arange(45), weights)
     expected = load_metric("clustering").compute(predictions=clusters[drawn], references=LABELS[drawn])

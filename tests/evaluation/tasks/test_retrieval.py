@@ -1,4 +1,4 @@
-"""Retrieval both ways: several captions an image, oracle, constant, and CLIP_benchmark's definition restated."""
+"""Retrieval both ways: several captions per image, oracle, constant, and CLIP_benchmark's definition restated."""
 
 import numpy as np
 import pytest
