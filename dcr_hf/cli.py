@@ -73,7 +73,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class _Parser(HfArgumentParser):
     """transformers' parser of dataclasses, with our groups in --help and errors of one line."""
 
-    def __init__(self, kinds: list[type], **kwargs: Any):
+    def __init__(self, kinds: list[Any], **kwargs: Any):
         usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
         super().__init__(kinds, formatter_class=_Formatter, usage=usage, **kwargs)
         options = {option.name: option for kind in kinds for option in options_of(kind)}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from dcr_hf.errors import NotFoundError
+
 SIDE_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 
 
@@ -14,7 +16,7 @@ def local_folder(path_or_id: str, patterns: Iterable[str] = SIDE_FILES) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{path_or_id!r} is neither a folder here nor a hub id of the form 'owner/name'. "
             "Give the path of a folder that save_pretrained wrote, or an id."
         )

@@ -43,7 +43,7 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
     if recipe.dry_run:
         _print_plans(recipe, args, plans, source)
         return
-    with locked(args.output_dir, first=args.process_index == 0):
+    with locked(args.folder, first=args.process_index == 0):
         facts = _prepare_output(recipe, args, plans)
         _train(recipe, args, plans, source, evaluation)
         if plans[-1].trains_encoder and args.process_index == 0:
@@ -95,7 +95,7 @@ def _check_amount(recipe: Recipe, args: DCRConfig, source: Source) -> None:
 def _check_not_finished(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> None:
     last = plans[-1]
     if last.trains_encoder:
-        existing = [folder for folder in export_folders(recipe.encoder, args.output_dir) if folder.exists()]
+        existing = [folder for folder in export_folders(recipe.encoder, args.folder) if folder.exists()]
     else:
         existing = [last.folder] if last.finished else []
     if existing:
@@ -133,12 +133,12 @@ def _prepare_output(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> 
         [plan.summary() for plan in plans],
     )
     if args.process_index == 0:
-        old = [plan.folder for plan in plans] + list(export_folders(recipe.encoder, args.output_dir))
+        old = [plan.folder for plan in plans] + list(export_folders(recipe.encoder, args.folder))
         for folder in old if recipe.overwrite_output_dir else []:
             shutil.rmtree(folder, ignore_errors=True)
         for plan in plans:
             remove_incomplete(plan.folder)
-        facts.write(Path(args.output_dir))
+        facts.write(args.folder)
     barrier(args)
     return facts
 
@@ -182,7 +182,7 @@ def _print_plans(recipe: Recipe, args: DCRConfig, plans: list[StagePlan], source
 
 def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts, trained: Path) -> None:
     say(args, "exporting the enhanced encoder")
-    folders = export_encoder(recipe.encoder, trained, args.output_dir, facts.with_log_of(trained))
+    folders = export_encoder(recipe.encoder, trained, args.folder, facts.with_log_of(trained))
     print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
     if args.push_to_hub:
         for repository in push_to_hub(folders, args.hub_model_id, args.hub_private_repo, args.hub_token):

@@ -209,7 +209,7 @@ def test_dry_run_says_what_would_run_and_leaves_nothing(options):
         ({"--per_device_train_batch_size": 49}, "about 48 images, fewer than one batch of 49"),
         ({"--stage": 3}, "invalid choice: '3'"),
         ({"--temprature": 0.2}, "unknown option 'temprature'. Did you mean temperature?"),
-        ({"--objective": "drc"}, "--objective 'drc' is unknown; there are dcr"),
+        ({"--objective": "drc"}, "invalid choice: 'drc' (choose from 'dcr'"),
         ({"--temperature": 0}, "--temperature is 0.0"),
         ({"--temperature": "warm"}, "invalid float value: 'warm'"),
         ({"--max_bad_fraction": 1.5}, "--max_bad_fraction is 1.5"),
@@ -281,7 +281,7 @@ def test_the_released_codes_choices_run(options, run_here):
 
 def test_a_token_does_not_reach_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--hub_token", "hf_secret", "--seed", "1"])
-    facts = RunFacts.of_this_run("e", "d", "t", {}, 1)
+    facts = RunFacts.of_this_run("e", "d", "t", {}, 1, [])
     assert facts.command == "accelerate launch recipe.py --hub_token '***' --seed 1"
 
 

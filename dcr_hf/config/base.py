@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -56,7 +57,7 @@ class TrainingOptions(TrainingArguments):
     SET_BY_STAGE: ClassVar[dict[str, str]] = {}
     """Options that each stage sets from the recipe -> what to give instead."""
 
-    bf16: bool | None = option(
+    bf16: bool | None = option(  # type: ignore[assignment]  # None: not given
         None, "Train in bfloat16. Default: the launcher's --mixed_precision, else on where a GPU supports it.", SPEED
     )
     optim: str = option("adamw_torch", "Optimizer, by transformers' name for it.", BUDGET)
@@ -113,6 +114,11 @@ class TrainingOptions(TrainingArguments):
             self.fp16 = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and (launched == "bf16" or (on_gpu and torch.cuda.is_bf16_supported()))
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(str(self.output_dir))
 
     @property
     def precision(self) -> str:

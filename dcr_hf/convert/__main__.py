@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from dcr_hf.convert.openai_format import convert
+from dcr_hf.errors import exit_on_user_error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,10 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         parser.exit(2, f"error: {options.output_dir} is not empty\n")
-    try:
+    with exit_on_user_error():
         model = convert(options.file, options.output_dir, options.base, options.activation)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
     size = sum(weight.numel() for weight in model.parameters())
     print(
         f"Written: {options.output_dir}, {size / 1e6:.1f} M weights, {model.config.vision_config.image_size} pixels."

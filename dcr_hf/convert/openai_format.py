@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.models.loading import load_dual_encoder
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -49,15 +50,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights of a `.pt` file, without running anything that it holds; wrappers around them taken off.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a TorchScript archive, a pickle of more than tensors, no CLIP with a vision transformer.
+        NotFoundError: no such file.
+        UserError: a TorchScript archive, a pickle of more than tensors, no CLIP with a vision transformer.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
+        raise NotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... by kind of damage
-        raise ValueError(
+        raise UserError(
             f"{path} is no plain state dict; nothing else is opened, since it may hold code: "
             f"{str(error).splitlines()[0]} A TorchScript archive (as OpenAI publishes) is not needed: its weights "
             "are on the hub, openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
@@ -65,12 +66,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict) and (wrapper := next((name for name in _WRAPPERS if name in content), None)):
         content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a dictionary of tensors (a state dict).")
+        raise UserError(f"{path} holds {type(content).__name__}, not a dictionary of tensors (a state dict).")
     for prefix in _PREFIXES:
         if any(name.startswith(f"{prefix}visual.") for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
     if "visual.conv1.weight" not in content or "visual.proj" not in content:
-        raise ValueError(
+        raise UserError(
             f"{path} has no visual.conv1.weight and visual.proj of a vision transformer in OpenAI's format; its first "
             f"names are {', '.join(list(content)[:4])}."
         )
@@ -81,7 +82,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's names and layouts -> transformers' CLIPModel.
 
     Raises:
-        ValueError: a name that OpenAI's format does not have: it would be lost without a word.
+        UserError: a name that OpenAI's format does not have: it would be lost without a word.
     """
     converted, unknown = {}, []
     for name, value in weights.items():
@@ -99,9 +100,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             converted[f"{layer}.{_LAYER[match[3]]}.{match[4]}"] = value
     if unknown:
-        raise ValueError(
-            f"{len(unknown)} weights are not of OpenAI's format, such as {unknown[0]}: nothing converted."
-        )
+        raise UserError(f"{len(unknown)} weights are not of OpenAI's format, such as {unknown[0]}: nothing converted.")
     return converted
 
 
@@ -166,7 +165,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     if missing or wrong:
         name = (missing or wrong)[0]
         what = "is missing" if missing else f"has shape {tuple(converted[name].shape)}"
-        raise ValueError(f"{path} does not make a whole CLIP model with {base}'s text side: {name} {what}.")
+        raise UserError(f"{path} does not make a whole CLIP model with {base}'s text side: {name} {what}.")
     model.load_state_dict({**state, **converted})
     model.save_pretrained(output_dir)
     side = model.config.vision_config.image_size

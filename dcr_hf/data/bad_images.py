@@ -2,6 +2,8 @@
 
 from collections import Counter, deque
 
+from dcr_hf.errors import UserError
+
 WINDOW = 1000
 
 
@@ -25,12 +27,12 @@ class SkipWindow:
         """One that was left out.
 
         Raises:
-            ValueError: too many were.
+            UserError: too many were.
         """
         self._last.append((reason, key))
         bad = [entry for entry in self._last if entry is not None]
         if len(self._last) == WINDOW and len(bad) > self.max_bad_fraction * WINDOW:
-            raise ValueError(
+            raise UserError(
                 f"{len(bad)} of the last {WINDOW} training images cannot be used, more than --max_bad_fraction "
                 f"{self.max_bad_fraction}: {describe_skipped(bad)}. Is {self.option} what you meant? Repair it, or "
                 "raise --max_bad_fraction."

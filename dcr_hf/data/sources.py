@@ -15,6 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from huggingface_hub import HfFileSystem
 
 from dcr_hf.data.readers import FEATURES, IMAGE_EXTENSIONS, PLACE, read_pieces
+from dcr_hf.errors import NotFoundError, UserError
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def find_source(train_data: str) -> Source:
     """Resolve and check what --train_data names, reading no more than the beginning of each local shard.
 
     Raises:
-        FileNotFoundError: nothing matches.
-        ValueError: a shard that is no tar, a folder or shard without images, a hub data set without an image column.
+        NotFoundError: nothing matches.
+        UserError: a shard that is no tar, a folder or shard without images, a hub data set without an image column.
     """
     folder = Path(train_data).expanduser()
     if folder.is_dir():
@@ -94,7 +95,7 @@ def find_source(train_data: str) -> Source:
     if folder.is_file():
         return _shard_source([str(folder)])
     if train_data.count("/") != 1 or train_data.startswith((".", "/", "~")):
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--train_data {train_data!r}: no such file or folder, and no hub id of the form 'owner/name'."
         )
     return _hub_source(train_data)
@@ -118,9 +119,9 @@ def _match(patterns: list[str], train_data: str) -> list[str]:
     found = [path for pattern in patterns for path in sorted(glob(pattern))]
     missing = [pattern for pattern in patterns if not glob(pattern)]
     if not found:
-        raise FileNotFoundError(f"--train_data {train_data!r} matches no file (the first tried: {patterns[0]}).")
+        raise NotFoundError(f"--train_data {train_data!r} matches no file (the first tried: {patterns[0]}).")
     if missing:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--train_data {train_data!r}: {len(missing)} of {len(patterns)} shards are missing, the first is "
             f"{missing[0]}. Correct the range, or use a glob to take those that are there."
         )
@@ -133,12 +134,12 @@ def _shard_source(shards: list[str]) -> FileSource:
             with tarfile.open(shard, "r|") as tar:
                 tar.next()
         except tarfile.TarError as error:
-            raise ValueError(
+            raise UserError(
                 f"shard {shard} is no (uncompressed) tar file ({error}). Remove it or download it again."
             ) from error
     in_first = _count_images(shards[0])
     if not in_first:
-        raise ValueError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
+        raise UserError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
     statistics = [Path(shard.removesuffix(".tar") + "_stats.json") for shard in shards]
     if all(path.is_file() for path in statistics):  # img2dataset's own counts
         return FileSource(tuple(shards), sum(json.loads(path.read_text())["successes"] for path in statistics))
@@ -157,7 +158,7 @@ def _count_images(shard: str) -> int:
 def _image_folder_source(folder: Path) -> FileSource:
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not files:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--train_data {str(folder)!r} holds neither shards (*.tar) nor images ({', '.join(IMAGE_EXTENSIONS)})."
         )
     groups = tuple(tuple(files[start : start + 64]) for start in range(0, len(files), 64))
@@ -172,7 +173,7 @@ def _hub_source(repository: str) -> Source:
     table = datasets.load_dataset(repository, split="train", streaming=True)
     columns = [name for name, feature in (table.features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:
-        raise ValueError(f"--train_data {repository!r}: the data set has no image column, only {table.column_names}.")
+        raise UserError(f"--train_data {repository!r}: the data set has no image column, only {table.column_names}.")
     split = table.info.splits["train"] if table.info.splits else None
     return TableSource(table_rows(table, columns[0]), split.num_examples if split else None)
 

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dcr_hf.data.bad_images import SkipWindow, describe_skipped
 from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
 from dcr_hf.data.sources import Source
+from dcr_hf.errors import UserError
 
 LANES = 64
 BATCHES_A_LANE = 8  # what a lane should have of an epoch, for its last, partial batch to be a small loss
@@ -74,10 +75,10 @@ class StreamState:
         """This state for that many readers; the same state if nothing changes.
 
         Raises:
-            ValueError: more readers than lanes.
+            UserError: more readers than lanes.
         """
         if readers > self.lanes:
-            raise ValueError(
+            raise UserError(
                 f"this run's data was dealt into {self.lanes} lanes at its start, which {readers} readers (ranks "
                 "times workers) cannot share. Lower --dataloader_num_workers or the number of processes."
             )
@@ -109,7 +110,7 @@ class TrainingImages(IterableDataset):
         "position": (lane, position) behind the batch, on its last item only}.
 
     Raises:
-        ValueError: while iterating, when too many images are bad, or a lane's share does not fill one batch.
+        UserError: while iterating, when too many images are bad, or a lane's share does not fill one batch.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class TrainingImages(IterableDataset):
 
     def _refuse_small_share(self, lane: int, usable: int, skipped: list) -> None:
         left_out = f" ({len(skipped)} were skipped: {describe_skipped(skipped)})" if skipped else ""
-        raise ValueError(
+        raise UserError(
             f"a reader's share of --train_data (lane {lane} of {self.state.lanes}) has {usable} usable images an "
             f"epoch{left_out}, which do not fill one batch of {self.batch_size}. There are {self.state.readers} "
             "readers (ranks times workers): give more data, or lower --dataloader_num_workers, the number of "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (base), in diffusers' layout"
@@ -45,13 +46,13 @@ def check_denoiser(path_or_id: str) -> int:
         C, the width of its conditions.
 
     Raises:
-        FileNotFoundError: parts of the pipeline are missing.
-        ValueError: another pipeline, or one that was trained to predict something else.
+        NotFoundError: parts of the pipeline are missing.
+        UserError: another pipeline, or one that was trained to predict something else.
     """
     folder = local_folder(path_or_id, _FILES)
     index = _read_index(folder)
     if "transformer" in index or (folder / "transformer").is_dir():
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r} is a {index.get('_class_name', 'pipeline')} whose denoiser is a transformer, as "
             f"those of SD 3, Flux and PixArt are: it has no UNet to condition. Supported are {SUPPORTED}."
         )
@@ -59,7 +60,7 @@ def check_denoiser(path_or_id: str) -> int:
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         kind = f" ({index['_class_name']})" if "_class_name" in index else ""
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"denoiser {path_or_id!r}{kind} lacks {', '.join(missing)}. Expected is a folder with {', '.join(parts)}. "
             f"Supported are {SUPPORTED}."
         )
@@ -76,8 +77,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"denoiser: {file} is missing, which diffusers' save_pretrained writes.")
-    return json.loads(file.read_text())
+        raise NotFoundError(f"denoiser: {file} is missing, which diffusers' save_pretrained writes.")
+    with as_user_error(f"denoiser: {file}", OSError, ValueError):
+        return json.loads(file.read_text())
 
 
 def _is_xl(folder: Path, index: dict[str, Any]) -> bool:
@@ -86,7 +88,7 @@ def _is_xl(folder: Path, index: dict[str, Any]) -> bool:
 
 def _check_unet(path_or_id: str, unet: dict[str, Any]) -> None:
     if unet["_class_name"] != "UNet2DConditionModel" or unet["in_channels"] != 4:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r} has a {unet['_class_name']} with {unet['in_channels']} input channels; "
             f"supported is a UNet2DConditionModel with 4 (no inpainting or depth model): {SUPPORTED}."
         )
@@ -94,7 +96,7 @@ def _check_unet(path_or_id: str, unet: dict[str, Any]) -> None:
     if unet.get("addition_embed_type") not in (None, "text_time"):
         odd.append(f"addition_embed_type {unet['addition_embed_type']!r}")
     if odd:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r} has a UNet that wants other inputs too ({', '.join(odd)}). Supported are "
             f"{SUPPORTED}."
         )
@@ -105,20 +107,20 @@ def _check_text_encoders(path_or_id: str, folder: Path, unet: dict[str, Any]) ->
     is_xl = unet.get("addition_embed_type") == "text_time"
     parts = ["text_encoder", "text_encoder_2"] if is_xl else ["text_encoder"]
     if (folder / "text_encoder_2").is_dir() != is_xl:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r}: its UNet's addition_embed_type is {unet.get('addition_embed_type')!r} and it "
             f"{'lacks' if is_xl else 'has'} a text_encoder_2. Supported are {SUPPORTED}."
         )
     configs = [_read_config(folder / part / "config.json") for part in parts]
     for part, config in zip(parts, configs, strict=True):
         if config.get("model_type") not in ("clip_text_model", "clip"):
-            raise ValueError(
+            raise UserError(
                 f"denoiser {path_or_id!r} has a {config.get('model_type')!r} model as {part}; supported are CLIP's "
                 f"text encoders, which {SUPPORTED} have."
             )
     width = sum(config["hidden_size"] for config in configs)
     if width != unet["cross_attention_dim"]:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r}: its text encoders' tokens have width {width}, and its UNet takes "
             f"{unet['cross_attention_dim']}. Supported are {SUPPORTED}."
         )
@@ -126,7 +128,7 @@ def _check_text_encoders(path_or_id: str, folder: Path, unet: dict[str, Any]) ->
         given = configs[1]["projection_dim"] + TIME_IDS * unet["addition_time_embed_dim"]
         wanted = unet["projection_class_embeddings_input_dim"]
         if given != wanted:  # SD-XL's refiner has an aesthetic score instead of the target's size
-            raise ValueError(
+            raise UserError(
                 f"denoiser {path_or_id!r}: its UNet takes {wanted} numbers beside the timestep, and a pooled prompt "
                 f"and {TIME_IDS} time ids are {given}. SD-XL's base is supported, its refiner is not."
             )
@@ -136,12 +138,12 @@ def native_target(path_or_id: str, scheduler_config: dict) -> str:
     """ "epsilon" or "velocity", by the scheduler's `prediction_type`."""
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in _TARGET_OF_PREDICTION_TYPE:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r}: its scheduler's prediction_type is {prediction_type!r}; supported are "
             f"{', '.join(_TARGET_OF_PREDICTION_TYPE)}."
         )
     if "beta_schedule" not in scheduler_config and scheduler_config.get("trained_betas") is None:
-        raise ValueError(
+        raise UserError(
             f"denoiser {path_or_id!r}: its {scheduler_config.get('_class_name', 'scheduler')} has no beta_schedule, "
             f"so that its noise is not that of DDPM. Supported are {SUPPORTED}."
         )

@@ -20,6 +20,8 @@ class NoiseSchedule(nn.Module):
         noise_target: "epsilon" or "velocity", what y is.
     """
 
+    alphas_cumprod: Tensor
+
     def __init__(self, scheduler: DDPMScheduler, noise_target: NoiseTarget = "auto"):
         super().__init__()
         self.scheduler = scheduler
@@ -28,10 +30,14 @@ class NoiseSchedule(nn.Module):
         # float32 on the device once: DDPMScheduler keeps them on the CPU and would copy them at every step.
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clone(), persistent=False)
 
+    @property
+    def timestep_count(self) -> int:
+        """How many timesteps the scheduler has: 1,000 in every Stable Diffusion."""
+        return self.alphas_cumprod.shape[0]
+
     def draw_timesteps(self, batch: int) -> Tensor:
         """One random timestep t an image, (B,)."""
-        steps = self.scheduler.config.num_train_timesteps
-        return torch.randint(steps, (batch,), device=self.alphas_cumprod.device)
+        return torch.randint(self.timestep_count, (batch,), device=self.alphas_cumprod.device)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """n = sqrt(abar_t) l + sqrt(1 - abar_t) e, all (B, 4, h, w); timesteps (B,)."""

@@ -18,7 +18,7 @@ class Interrupted(Exception):
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted`. Nothing else is caught."""
-    program = Path(sys.argv[0]).name
+    program = _program()
     try:
         yield
     except Interrupted as interruption:
@@ -30,8 +30,16 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def own_message(error: UserError) -> str:
-    """The message as it was raised: a DataLoader puts the traceback of its worker around it."""
+    """The message as it was raised, in one line: a DataLoader puts the traceback of its worker around it."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    return text.strip()
+    return " ".join(text.split())
+
+
+def _program() -> str:
+    """'openai_vitl.py', or 'python -m dcr_hf.export'."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and Path(sys.argv[0]).name == "__main__.py":
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name

@@ -16,13 +16,13 @@ _TITLES = {"stage1": "stage 1", "stage2": "stage 2", "end_to_end": "end to end"}
 def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, facts: RunFacts | None) -> None:
     """Write README.md with metadata into an exported folder; `name` is what the folder will be called."""
     is_tower = name.endswith("-vision")
-    on_hub = facts is not None and facts.train_data.count("/") == 1 and not Path(facts.train_data).exists()
+    data_id = None if facts is None or facts.train_data.count("/") != 1 else facts.train_data
     data = ModelCardData(
         base_model=encoder if not Path(encoder).exists() else Path(encoder).name,
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_tower else "zero-shot-image-classification",
         license=_license(encoder),
-        datasets=[facts.train_data] if on_hub else None,
+        datasets=[data_id] if data_id and not Path(data_id).exists() else None,
         tags=["dcr", config.model_type, "vision", f"arxiv:{ARXIV}"],
     )
     objective = "dcr" if facts is None else facts.options["objective"]

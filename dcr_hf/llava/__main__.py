@@ -6,7 +6,7 @@ python -m dcr_hf.llava swap --llava ID_OR_DIR --encoder DIR --output DIR
 
 import argparse
 
-from dcr_hf.export import ExportError
+from dcr_hf.errors import exit_on_user_error
 from dcr_hf.llava.contract import check_name, check_tower
 from dcr_hf.llava.swap import swap
 
@@ -24,11 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--pad", action="store_true", help="pad images to squares, as LLaVA-1.5 does; by default as --llava does"
     )
     options = parser.parse_args(arguments)
-    try:
-        whole = _check(options.folder) if options.command == "check" else _swap(options)
-    except (OSError, ValueError, ExportError) as error:
-        parser.exit(2, f"error: {error}\n")
-    parser.exit(0 if whole else 1)
+    with exit_on_user_error():
+        fit = _check(options.folder) if options.command == "check" else _swap(options)
+    parser.exit(0 if fit else 1)
 
 
 def _check(folder: str) -> bool:

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.hub import local_folder
 from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
 from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
@@ -30,15 +31,15 @@ def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
     """Check and read everything but the weights.
 
     Raises:
-        FileNotFoundError: no such folder, no configuration, no weights.
-        ValueError: no language model of Llama's kind.
+        NotFoundError: no such folder, no configuration, no weights.
+        UserError: no language model of Llama's kind.
     """
     place = local_folder(path_or_id, MODEL_FILES)
     if not (place / "config.json").is_file():
-        raise FileNotFoundError(f"language model {path_or_id!r} has no config.json: it is no model folder.")
+        raise NotFoundError(f"language model {path_or_id!r} has no config.json: it is no model folder.")
     config = AutoConfig.from_pretrained(place)
     if config.model_type in ("llava", "llava_llama"):
-        raise ValueError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
+        raise UserError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
     try:
         names = weight_names(place)
     except FileNotFoundError:  # Vicuna's repositories have no safetensors
@@ -46,7 +47,7 @@ def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
         names = weight_names(place)
     other = sorted(name for name in names if not name.startswith(("model.layers.", "model.norm.", *_ROWS)))
     if other or "model.embed_tokens.weight" not in names:
-        raise ValueError(
+        raise UserError(
             f"language model {path_or_id!r} is a {config.model_type!r} model with weights such as "
             f"{(other or sorted(names))[0]}; a causal language model of Llama's kind is wanted, such as Vicuna."
         )

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedConfig
 
+from dcr_hf.errors import NotFoundError
 from dcr_hf.llava.weights import opened, weight_files
 
 _PREFIX = "vision_model."
@@ -32,13 +33,13 @@ def check_tower(path: str) -> list[Finding]:
     """What LLaVA-1.5 needs of the folder itself.
 
     Raises:
-        FileNotFoundError: no folder, or one without a configuration.
+        NotFoundError: no folder, or one without a configuration.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{path!r} is no folder. Give one that a run exported, OUT/NAME-dcr-vision.")
+        raise NotFoundError(f"{path!r} is no folder. Give one that a run exported, OUT/NAME-dcr-vision.")
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{path!r} has no config.json: it is no model folder.")
+        raise NotFoundError(f"{path!r} has no config.json: it is no model folder.")
     config = AutoConfig.from_pretrained(folder)
     if config.model_type not in ("clip", "clip_vision_model"):
         return [Finding(False, "configuration", _not_clip(config))]

@@ -12,6 +12,7 @@ from transformers import LlavaProcessor
 
 from dcr_hf.data.bad_images import SkipWindow
 from dcr_hf.data.images import BadImageError, decode_image
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.llava.conversations import IGNORED, Piece, caption_pieces, conversation_pieces, encode
 
 _LOOKED_AT = 100  # images, before a run begins
@@ -67,7 +68,7 @@ class Examples(Dataset):
             else:
                 self._window.add_usable()
                 return {**example, "skipped": skipped}
-        raise ValueError(
+        raise UserError(
             f"none of {len(skipped)} conversations like {self.records[index]['id']!r} can be used; the first: "
             f"{skipped[0][0]}. Are {self.option} and --model_max_length right?"
         )
@@ -110,19 +111,19 @@ def check_images(records: datasets.Dataset, images: str | None, option: str) -> 
     """Raise if a data set with images has no folder for them, or the wrong one.
 
     Raises:
-        ValueError: no folder given.
-        FileNotFoundError: no such folder, or none of the first images is in it.
+        UserError: no folder given.
+        NotFoundError: no such folder, or none of the first images is in it.
     """
     named = [name for name in records["image"] if name is not None][:_LOOKED_AT]
     if not named:
         return
     if images is None:
-        raise ValueError(f"--{option} is needed: the folder that image paths such as {named[0]!r} begin from.")
+        raise UserError(f"--{option} is needed: the folder that image paths such as {named[0]!r} begin from.")
     folder = Path(images).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"--{option} {images!r} is no folder.")
+        raise NotFoundError(f"--{option} {images!r} is no folder.")
     if not any((folder / name).is_file() for name in named):
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"--{option} {images!r} holds none of the first {len(named)} images, such as {named[0]!r}. Give the "
             "folder that these paths begin from."
         )

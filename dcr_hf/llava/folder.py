@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.export import ExportError
 from dcr_hf.hub import local_folder
 from dcr_hf.llava.tower import KINDS, Tower
@@ -59,33 +60,33 @@ def read_llava(path_or_id: str) -> LlavaFolder:
     """Check and read everything but the weights.
 
     Raises:
-        FileNotFoundError: no such folder, no configuration, no weights.
-        ValueError: another architecture, named; the original code's format; a tower or processor of another kind.
+        NotFoundError: no such folder, no configuration, no weights.
+        UserError: another architecture, named; the original code's format; a tower or processor of another kind.
     """
     place = local_folder(path_or_id, MODEL_FILES)
     if not (place / "config.json").is_file():
-        raise FileNotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
+        raise NotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
     raw, _ = PreTrainedConfig.get_config_dict(place)
     found = raw.get("model_type", "without a model_type")
     if found == "llava_llama" or (found == "llava" and "text_config" not in raw):
-        raise ValueError(
+        raise UserError(
             f"LLaVA {path_or_id!r} is in the format of LLaVA's own code. Give transformers' version of it, such as "
             "llava-hf/llava-1.5-7b-hf; or leave it, and give LLaVA's code the tower's folder as mm_vision_tower."
         )
     if found != "llava":
-        raise ValueError(
+        raise UserError(
             f"LLaVA {path_or_id!r} is a {found!r} model, which is not supported: only LLaVA-1.5's architecture "
             "(model_type 'llava') is."
         )
     config = LlavaConfig.from_pretrained(place)
     if config.vision_config.model_type not in KINDS:
-        raise ValueError(
+        raise UserError(
             f"LLaVA {path_or_id!r} has a {config.vision_config.model_type!r} tower; supported are "
             f"{' and '.join(KINDS)}."
         )
     processor = AutoProcessor.from_pretrained(place, backend="pil")
     if not isinstance(processor, LlavaProcessor):
-        raise ValueError(
+        raise UserError(
             f"LLaVA {path_or_id!r} has no LlavaProcessor, but a {type(processor).__name__}: processor_config.json, "
             "preprocessor_config.json or the tokenizer is missing."
         )

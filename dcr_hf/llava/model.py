@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from dcr_hf.errors import UserError
 from dcr_hf.export import ExportError
 from dcr_hf.llava.weights import Read, canonical, opened, weight_files
 
@@ -36,12 +37,12 @@ class TrainedLlava(nn.Module):
         """Read a folder.
 
         Raises:
-            ValueError: weights are missing; transformers would leave them random.
+            UserError: weights are missing; transformers would leave them random.
         """
         llava, report = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
-            raise ValueError(f"LLaVA {str(folder)!r} lacks {len(missing)} weights, such as {missing[0]}.")
+            raise UserError(f"LLaVA {str(folder)!r} lacks {len(missing)} weights, such as {missing[0]}.")
         return cls(llava)
 
     @property
@@ -115,13 +116,13 @@ class TrainedLlava(nn.Module):
         """Read what `save_trained` wrote, of a model that trained the same or a part of it.
 
         Raises:
-            ValueError: it has weights that this model has not.
+            UserError: it has weights that this model has not.
         """
         for file in weight_files(Path(folder)):
             with opened(file) as tensors:
                 loaded = self.llava.load_state_dict({name: read() for name, read in tensors.items()}, strict=False)
             if loaded.unexpected_keys:
-                raise ValueError(f"{file} has weights that this model has not, such as {loaded.unexpected_keys[0]}.")
+                raise UserError(f"{file} has weights that this model has not, such as {loaded.unexpected_keys[0]}.")
 
 
 class TrainedWeights:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.llava.conversations import IMAGE, image_first
 
 _NAMED = 5
@@ -33,18 +34,18 @@ def read_records(file: str, captions: bool) -> datasets.Dataset:
         captions: each record is one image and its caption.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not LLaVA's format; or records that cannot be used, named by id.
+        NotFoundError: no such file.
+        UserError: not LLaVA's format; or records that cannot be used, named by id.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
+        raise NotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is no JSON: {error}") from error
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
+        raise UserError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
     read = _read_caption if captions else _read_conversation
     rows, faults = [], []
     for number, record in enumerate(records):
@@ -54,7 +55,7 @@ def read_records(file: str, captions: bool) -> datasets.Dataset:
             faults.append(f"{_name(record, number)}: {fault}")
     if faults:
         more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-        raise ValueError(
+        raise UserError(
             f"{file}: {len(faults)} of {len(records)} conversations cannot be used. {'; '.join(faults[:_NAMED])}"
             f"{more}. Correct or remove them."
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from dcr_hf.errors import AlreadyExistsError, UserError
 from dcr_hf.llava.folder import LlavaFolder, made_whole, processor_for, read_llava, save_processor
 from dcr_hf.llava.tower import Tower, read_tower
 from dcr_hf.llava.weights import Read, canonical, opened, rewrite, weight_files
@@ -42,13 +43,13 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
         pad: pad images to squares, as LLaVA-1.5 does. By default as `llava`'s processor does.
 
     Raises:
-        FileExistsError: `output` is there.
+        AlreadyExistsError: `output` is there.
         FileNotFoundError, ValueError: see `read_llava` and `read_tower`; too few layers for LLaVA's feature layer.
         ExportError: what was written is not whole.
     """
     output = Path(output).expanduser()
     if output.exists():
-        raise FileExistsError(f"{output} exists. Choose another --output, or remove it.")
+        raise AlreadyExistsError(f"{output} exists. Choose another --output, or remove it.")
     source, tower = read_llava(llava), read_tower(encoder)
     config = swapped_config(source, tower)
     widths = source.config.vision_config.hidden_size, tower.config.hidden_size
@@ -71,7 +72,7 @@ def swapped_config(source: LlavaFolder, tower: Tower) -> dict:
     layers = source.config.vision_feature_layer
     farthest = max(abs(layer) for layer in (layers if isinstance(layers, list) else [layers]))
     if farthest > tower.config.num_hidden_layers:
-        raise ValueError(
+        raise UserError(
             f"encoder {tower.path!r} has {tower.config.num_hidden_layers} layers, too few for the LLaVA's "
             f"vision_feature_layer {layers}."
         )
@@ -98,7 +99,7 @@ class _Place:
                     if canonical(name).startswith(part):
                         inside = canonical(name).removeprefix(part)
                         return cls(name.removesuffix(inside), read().dtype)
-        raise ValueError(f"LLaVA {str(folder)!r} has no weights of its {part.removesuffix('.')}.")
+        raise UserError(f"LLaVA {str(folder)!r} has no weights of its {part.removesuffix('.')}.")
 
 
 def _write_weights(source: Path, target: Path, parts: dict[str, Callable[..., dict[str, Tensor]]]) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.hub import local_folder
 from dcr_hf.models.loading import quietly
 
@@ -64,13 +65,13 @@ class Tower:
         """Names as inside the vision model, without any prefix.
 
         Raises:
-            ValueError: some are missing; transformers would leave them random.
+            UserError: some are missing; transformers would leave them random.
         """
         with quietly():  # of a dual encoder, the text side is left out
             model, report = self.kind.vision_class.from_pretrained(self.path, dtype=dtype, output_loading_info=True)
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
-            raise ValueError(f"encoder {self.path!r} lacks {len(missing)} weights, such as {missing[0]}.")
+            raise UserError(f"encoder {self.path!r} lacks {len(missing)} weights, such as {missing[0]}.")
         return {name.removeprefix("vision_model."): tensor for name, tensor in model.state_dict().items()}
 
     def padding_processor(self) -> LlavaImageProcessorPil:
@@ -91,12 +92,12 @@ def read_tower(path_or_id: str) -> Tower:
     """The tower of a dual encoder or of a vision model, folder or id. Reads no weights.
 
     Raises:
-        FileNotFoundError: no folder, no configuration, no image processor.
-        ValueError: neither CLIP nor SigLIP; an image processor of another size than the tower.
+        NotFoundError: no folder, no configuration, no image processor.
+        UserError: neither CLIP nor SigLIP; an image processor of another size than the tower.
     """
     folder = local_folder(path_or_id)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"encoder {path_or_id!r} has no config.json: it is no model folder. Give what a run exported, "
             "OUT/NAME-dcr or OUT/NAME-dcr-vision; python -m dcr_hf.export makes them of a run's checkpoint."
         )
@@ -104,16 +105,16 @@ def read_tower(path_or_id: str) -> Tower:
     if config.model_type in ("clip", "siglip"):
         config = config.vision_config
     if config.model_type not in KINDS:
-        raise ValueError(
+        raise UserError(
             f"encoder {path_or_id!r} is a {config.model_type!r} model; LLaVA's tower here is a CLIP or a SigLIP, the "
             "dual encoder or its vision tower."
         )
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise FileNotFoundError(f"encoder {path_or_id!r} lacks an image processor: no preprocessor_config.json.")
+        raise NotFoundError(f"encoder {path_or_id!r} lacks an image processor: no preprocessor_config.json.")
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     size = image_processor.crop_size or image_processor.size
     if size["height"] != config.image_size:
-        raise ValueError(
+        raise UserError(
             f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
             f"{config.image_size}. Correct preprocessor_config.json."
         )

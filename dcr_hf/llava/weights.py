@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dcr_hf.errors import NotFoundError
+
 INDEX = "model.safetensors.index.json"
 _SINGLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -38,17 +40,17 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights, safetensors rather than PyTorch's own.
 
     Raises:
-        FileNotFoundError: none, or one that the index names is missing.
+        NotFoundError: none, or one that the index names is missing.
     """
     found = next((folder / name for name in _SINGLE if (folder / name).is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(_SINGLE)} is in it.")
+        raise NotFoundError(f"{folder} holds no weights: none of {', '.join(_SINGLE)} is in it.")
     if found.suffix != ".json":
         return [found]
     files = sorted(folder / name for name in set(json.loads(found.read_text())["weight_map"].values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder} is not whole: {found.name} names {', '.join(missing)}, not there.")
+        raise NotFoundError(f"{folder} is not whole: {found.name} names {', '.join(missing)}, not there.")
     return files
 
 

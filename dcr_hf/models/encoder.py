@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from dcr_hf.errors import UserError
 from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config
 from dcr_hf.models.loading import load_complete
 
@@ -61,13 +62,13 @@ class ImageEncoder(nn.Module):
         """Load a CLIP or SigLIP folder or id in float32, frozen.
 
         Raises:
-            ValueError: not a CLIP or SigLIP, or an image processor of another size than the tower.
+            UserError: not a CLIP or SigLIP, or an image processor of another size than the tower.
         """
         config, family = read_encoder_config(path_or_id)
         processor = AutoImageProcessor.from_pretrained(path_or_id)
         size = processor.crop_size or processor.size
         if size["height"] != config.vision_config.image_size:
-            raise ValueError(
+            raise UserError(
                 f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
                 f"{config.vision_config.image_size}. Correct preprocessor_config.json."
             )

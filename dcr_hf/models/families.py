@@ -13,6 +13,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
 
 _LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
@@ -67,12 +68,13 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     """The checkpoint's configuration and its family, by `model_type`. Reads no weights."""
     folder = local_folder(path_or_id)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"encoder {path_or_id!r} has no config.json: it is not a folder that transformers' save_pretrained wrote."
         )
-    config = AutoConfig.from_pretrained(folder)
+    with as_user_error(f"encoder {path_or_id!r}: config.json", OSError, ValueError, KeyError):
+        config = AutoConfig.from_pretrained(folder)
     if config.model_type not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the whole "
             "dual encoder, text tower included, not the vision tower alone)."
         )
@@ -96,8 +98,8 @@ def check_encoder(path_or_id: str) -> int:
         D, the width of its embeddings.
 
     Raises:
-        FileNotFoundError: configuration, weights, image processor or tokenizer missing.
-        ValueError: no CLIP or SigLIP; an image size that the denoiser's VAE cannot take.
+        NotFoundError: configuration, weights, image processor or tokenizer missing.
+        UserError: no CLIP or SigLIP; an image size that the denoiser's VAE cannot take.
     """
     config, _ = read_encoder_config(path_or_id)
     folder = local_folder(path_or_id)
@@ -115,9 +117,9 @@ def check_encoder(path_or_id: str) -> int:
         )
     for what, names in wanted.items():
         if not any((folder / name).is_file() for name in names):
-            raise FileNotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(names)} is in it.")
+            raise NotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(names)} is in it.")
     if config.vision_config.image_size % 8:
-        raise ValueError(
+        raise UserError(
             f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
             "of 8: the denoiser's VAE cannot encode them to whole latents."
         )

@@ -6,21 +6,24 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging
 
+from dcr_hf.errors import UserError, as_user_error
 from dcr_hf.models.families import Family, read_encoder_config
 from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
 
 
 def load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
-    model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+    with as_user_error(f"encoder {path_or_id!r}", OSError, SafetensorError):
+        model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
     if report["missing_keys"]:  # transformers would leave them random, with no error
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
+        raise UserError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
     return model
 
 
@@ -52,7 +55,7 @@ def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> Pre
     weights = load_file(Path(trained) / VISION_WEIGHTS)
     expected = {name for name, _ in model.named_parameters() if name.startswith(family.export_prefixes)}
     if weights.keys() != expected:
-        raise ValueError(
+        raise UserError(
             f"{trained} holds other weights than the vision side of {path_or_id!r}: "
             f"{sorted(weights.keys() ^ expected)[:3]} ... Give the base that it was trained from."
         )

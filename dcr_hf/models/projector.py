@@ -6,6 +6,8 @@ from pathlib import Path
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
+
 PROJECTOR_FOLDER = "projector"
 PROJECTOR_WEIGHTS = "model.safetensors"
 
@@ -51,18 +53,19 @@ def check_projector(
         patch_width: the encoder's, where patch tokens are wanted in the condition; None where not.
 
     Raises:
-        FileNotFoundError: there is no projector.
-        ValueError: it was trained for other widths, both are named; or with patch tokens, or without.
+        NotFoundError: there is no projector.
+        UserError: it was trained for other widths, both are named; or with patch tokens, or without.
     """
     place = find_projector(folder)
     if place is None:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{folder} holds no projector: neither {PROJECTOR_WEIGHTS} nor {PROJECTOR_FOLDER}/{PROJECTOR_WEIGHTS}. "
             "--stage 2 needs stage 1's projector: run --stage 1 into the same --output_dir first, or give --projector."
         )
-    config = json.loads((place / "config.json").read_text())
+    with as_user_error(f"the projector in {folder}: config.json", OSError, ValueError):
+        config = json.loads((place / "config.json").read_text())
     if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):
-        raise ValueError(
+        raise UserError(
             f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
             f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
             f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
@@ -70,13 +73,13 @@ def check_projector(
     found = config.get("patch_width")  # older ones do not say
     if (found is None) != (patch_width is None):
         trained, wanted = ("cls" if width is None else "patches" for width in (found, patch_width))
-        raise ValueError(
+        raise UserError(
             f"the projector in {folder} was trained with --condition {trained}; what is wanted here is one of "
             f"--condition {wanted}. Give such a one, train with the --condition that it has, or begin in another "
             "--output_dir."
         )
     if found != patch_width:
-        raise ValueError(
+        raise UserError(
             f"the projector in {folder} maps patches of width {found}; this encoder's patches have width "
             f"{patch_width}. Give the --projector that was trained for them, or run --stage 1."
         )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from dcr_hf.errors import UserError
+
 # What stage 2 leaves: peft's adapter, or the whole vision side.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -16,7 +18,7 @@ def trained_base(folder: str | Path) -> str:
     """The base that what stage 2 left in `folder` belongs to, as it was named in training.
 
     Raises:
-        ValueError: the files do not say.
+        UserError: the files do not say.
     """
     adapter, vision = Path(folder) / "adapter_config.json", Path(folder) / VISION_WEIGHTS
     if adapter.is_file():
@@ -25,7 +27,7 @@ def trained_base(folder: str | Path) -> str:
         with safe_open(vision, framework="pt") as weights:
             base = weights.metadata().get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"what stage 2 left in {folder} names no base model (base_model_name_or_path).")
+        raise UserError(f"what stage 2 left in {folder} names no base model (base_model_name_or_path).")
     return base
 
 

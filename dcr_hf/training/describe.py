@@ -10,7 +10,7 @@ from dcr_hf.training.plan import StagePlan
 def describe(plan: StagePlan, model: ConditionModel, images: int | None) -> str:
     """The plan of a stage in lines: trainable parameters, images and UNet evaluations a step, steps an epoch."""
     args = plan.args
-    modules = Counter()
+    modules: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             modules[_module_of(name)] += parameter.numel()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from dcr_hf.config.base import TrainingOptions
 from dcr_hf.data.sources import Source
 from dcr_hf.data.stream import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
@@ -59,18 +60,18 @@ def train_stage(
     trainer.release()
 
 
-def tensorboard(args: TrainingArguments, checkpoint: Path | None) -> list[TensorBoardCallback]:
+def tensorboard(args: TrainingOptions, checkpoint: Path | None) -> list[TrainerCallback]:
     """One log for a stage however often it is interrupted: what was logged after `checkpoint` is taken back.
 
     transformers' own callback would begin another log at every start.
     """
-    if "tensorboard" not in args.report_to:
+    if "tensorboard" not in (args.report_to or []):
         return []
-    args.report_to = [name for name in args.report_to if name != "tensorboard"]
+    args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
     if args.process_index:
         return []
     step = step_of(checkpoint) if checkpoint else 0
-    return [TensorBoardCallback(SummaryWriter(str(Path(args.output_dir) / "runs"), purge_step=step + 1))]
+    return [TensorBoardCallback(SummaryWriter(str(args.folder / "runs"), purge_step=step + 1))]
 
 
 def barrier(args: TrainingArguments) -> None:

@@ -47,7 +47,7 @@ class GradientConflict(TrainerCallback):
                 term, list(self.parameters.values()), retain_graph=True, materialize_grads=True
             )
             before = self._gradients.get(name)
-            self._gradients[name] = list(found) if before is None else torch._foreach_add(before, found)
+            self._gradients[name] = list(found if before is None else torch._foreach_add(before, found))
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self._gradients:

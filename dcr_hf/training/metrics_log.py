@@ -43,6 +43,7 @@ class MetricsLog:
         """Means over the window and the ranks, rates and counts of all ranks together; begins a new window."""
         if not self._metrics:
             return {}
+        assert self._start is not None  # `begin` was called before the first `record`
         begun, before = self._start
         seconds = time.perf_counter() - begun
         counts = {"images": self._images} | {name: count - before[name] for name, count in counters.items()}

@@ -40,7 +40,7 @@ class StagePlan:
 
     @property
     def folder(self) -> Path:
-        return Path(self.args.output_dir)
+        return self.args.folder
 
     @property
     def finished(self) -> bool:
@@ -79,8 +79,7 @@ class StagePlan:
         """
         if self.trains_projector and self.trains_encoder:
             return end_to_end_stage(encoder, condition_width, self.args)
-        new = self.trains_projector or untrained or self.projector is None
-        if new:
+        if self.trains_projector or untrained or self.projector is None:
             model = projector_stage(encoder, condition_width, self.args.seed, self.args.patch_ratio)
             return model if self.trains_projector else encoder_stage(encoder, model.projector, self.args)
         wanted = None if self.args.patch_ratio is None else encoder.patch_width
@@ -131,7 +130,7 @@ def _stage2(recipe: Recipe, args: DCRConfig) -> StagePlan:
     own = _own_args(args, STAGE2, recipe.stage2_max_steps, recipe.stage2_learning_rate)
     projector = None
     if needs_projector(recipe, args):
-        projector = Path(recipe.projector) if recipe.projector else Path(args.output_dir) / STAGE1
+        projector = Path(recipe.projector) if recipe.projector else args.folder / STAGE1
     return _plan(STAGE2, recipe, own, trains_projector=False, trains_encoder=True, projector=projector)
 
 
@@ -145,7 +144,7 @@ def _end_to_end(recipe: Recipe, args: DCRConfig) -> StagePlan:
 
 def _own_args(args: DCRConfig, stage: str, steps: int, learning_rate: float) -> DCRConfig:
     own = copy.deepcopy(args)
-    own.output_dir = str(Path(args.output_dir) / stage)
+    own.output_dir = str(args.folder / stage)
     own.max_steps, own.learning_rate = steps, learning_rate
     own.push_to_hub = False  # what is uploaded is the export, not a stage's checkpoints
     return own

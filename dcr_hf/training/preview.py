@@ -59,11 +59,17 @@ class Preview:
             for file, image in zip(files, _pixels(self._images), strict=True):
                 Image.fromarray(image).save(file)
 
+    @property
+    def images(self) -> Tensor:
+        """The images that are shown; `show` comes first."""
+        assert self._images is not None
+        return self._images
+
     def draw(self, model: nn.Module, step: int, writer: SummaryWriter | None = None) -> None:
         """The picture of the model as it stands after `step` steps: step-NUMBER.png, and an image of TensorBoard's."""
         self._last = step
         training = model.training
-        device = self._images.device
+        device = self.images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(self.seed)
             rows, errors = self._predict(model.eval())
@@ -76,13 +82,13 @@ class Preview:
 
     def _predict(self, model: nn.Module) -> tuple[dict[str, np.ndarray], Tensor]:
         """Images (K, H, W, 3) by column, and the noise MSE (K, 4) under each of `CONDITIONS`."""
-        views = self.view(self._images)
+        views = self.view(self.images)
         denoiser = self.denoiser
-        encoded = model(torch.cat([self._images, views]), originals=0)
+        encoded = model(torch.cat([self.images, views]), originals=0)
         table = denoiser.with_tokens(encoded.conditions, encoded.tokens)  # (2 K, ...), the images' and the views'
-        latents = denoiser.encode(self._images)
-        # Half-way: the outline is still there, what the image was is not.
-        steps = torch.full((len(latents),), denoiser.scheduler.config.num_train_timesteps // 2, device=latents.device)
+        latents = denoiser.encode(self.images)
+        # Half-way: the outline is still visible, what the image showed is not.
+        steps = torch.full((len(latents),), denoiser.timestep_count // 2, device=latents.device)
         noise = torch.randn_like(latents)
         noisy = denoiser.add_noise(latents, noise, steps)
         rows = torch.arange(len(latents), device=latents.device)
@@ -91,7 +97,7 @@ class Preview:
         nothing = latents.new_zeros(len(rows), denoiser.condition_width)
         empty = denoiser.predict(noisy, steps, nothing)[:, None]
         predicted = torch.cat([denoiser.predict_chosen(noisy, steps, table, chosen), empty], dim=1)  # (K, 4, 4, h, w)
-        columns = {"image": self._images, "view": views, "noisy": denoiser.decode(noisy)}
+        columns = {"image": self.images, "view": views, "noisy": denoiser.decode(noisy)}
         errors = []
         for name, of_condition in zip(CONDITIONS, predicted.unbind(dim=1), strict=True):
             found = denoiser.as_noise(of_condition, noisy, steps)

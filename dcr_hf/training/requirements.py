@@ -5,16 +5,17 @@ import importlib.util
 import os
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from dcr_hf.config.base import TrainingOptions
 from dcr_hf.config.options import refuse_without_effect
 from dcr_hf.errors import UserError, as_user_error
 
 _PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
 
 
-def check_trainer_options(args: TrainingArguments) -> None:
+def check_trainer_options(args: TrainingOptions) -> None:
     """Raise UserError for an option that has no effect here, or that could not be used when training begins."""
     refuse_without_effect(args)
     _check_report_to(args)
@@ -22,8 +23,8 @@ def check_trainer_options(args: TrainingArguments) -> None:
     _check_deepspeed(args)
 
 
-def _check_report_to(args: TrainingArguments) -> None:
-    for name in args.report_to:
+def _check_report_to(args: TrainingOptions) -> None:
+    for name in args.report_to or []:
         if name not in INTEGRATION_TO_CALLBACK:
             near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=2)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(INTEGRATION_TO_CALLBACK)}."
@@ -36,26 +37,28 @@ def _check_report_to(args: TrainingArguments) -> None:
             )
 
 
-def _check_optimizer(args: TrainingArguments) -> None:
+def _check_optimizer(args: TrainingOptions) -> None:
     """Make the optimizer and the schedule, for one weight."""
     weight = torch.nn.Parameter(torch.zeros(1))
     name = getattr(args.optim, "value", args.optim)
     with as_user_error(f"--optim {name}", ImportError, ValueError, TypeError, KeyError, RuntimeError):
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        if not options.keys() & {"model", "params", "optimizer_dict"}:  # those are made for a model
-            kind([weight], **options)
+        kind, arguments = Trainer.get_optimizer_cls_and_kwargs(args)
+        if not arguments.keys() & {"model", "params", "optimizer_dict"}:  # those are made for a model
+            kind([weight], **arguments)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    options = args.lr_scheduler_kwargs or {}
+    assert isinstance(options, dict)  # TrainingArguments has read the JSON
     with as_user_error(f"--lr_scheduler_type {schedule}", ValueError, TypeError, KeyError):
         get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([weight], lr=args.learning_rate),
             num_warmup_steps=args.get_warmup_steps(1000),
             num_training_steps=1000,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},
+            scheduler_specific_kwargs=options,
         )
 
 
-def _check_deepspeed(args: TrainingArguments) -> None:
+def _check_deepspeed(args: TrainingOptions) -> None:
     if not args.deepspeed:
         return
     if importlib.util.find_spec("deepspeed") is None:

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 
+from dcr_hf.config.base import TrainingOptions
 from dcr_hf.errors import Interrupted, UserError
 from dcr_hf.training.checkpoints import mark_complete, rotate, writing
 from dcr_hf.training.metrics_log import MetricsLog
@@ -41,6 +42,7 @@ class ResumableTrainer(Trainer):
         UserError: the launcher's strategy or precision is not the one that runs.
     """
 
+    args: TrainingOptions
     remedy = "Try a lower learning rate."
     """What to try when the loss is not finite."""
 
@@ -107,7 +109,7 @@ class ResumableTrainer(Trainer):
         """
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.check_completed()
-        partial = Path(self.args.output_dir) / "unfinished"
+        partial = self.args.folder / "unfinished"
         self.save_model(str(partial))
         if self.args.process_index == 0:
             self.state.save_to_json(str(partial / "trainer_state.json"))
@@ -168,7 +170,7 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Atomic: what Trainer and a subclass write, then the mark; then old checkpoints are deleted."""
         self.stop_if_not_finite()
-        folder = Path(self.args.output_dir)
+        folder = self.args.folder
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer rotates too early
         try:
@@ -188,14 +190,14 @@ class ResumableTrainer(Trainer):
 
     def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: the weights, AdamW's two moments of them, and small change."""
-        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return 3 * trained + 2**20
+        trained = [p for p in self.accelerator.unwrap_model(self.model).parameters() if p.requires_grad]
+        return 3 * sum(p.numel() * p.element_size() for p in trained) + 2**20
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write what is trained, and nothing else."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_trained(folder, state_dict)
         # As text: nobody should have to unpickle a file to read how a checkpoint was made.

@@ -19,7 +19,7 @@ from dcr_hf.data.stream import TrainingImages, collate
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
-from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Outcome, Settings
+from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Objective, Outcome, Settings
 from dcr_hf.objectives.losses import keep_distance
 from dcr_hf.training.gradient_conflict import GradientConflict, conflicting_terms
 from dcr_hf.training.metrics_log import gather_objects
@@ -42,6 +42,7 @@ class DCRTrainer(ResumableTrainer):
         callbacks, optimizers: as in `transformers.Trainer`.
     """
 
+    args: DCRConfig
     remedy = "Try a lower learning rate, or --denoiser_dtype float32."
 
     def __init__(
@@ -69,8 +70,8 @@ class DCRTrainer(ResumableTrainer):
         self.denoiser = denoiser.to(args.device)
         self.denoiser.plan_anew()
         if args.torch_compile:
-            self.denoiser.compile_unet(args.torch_compile_backend, args.torch_compile_mode)
-        self.objective = OBJECTIVES[args.objective]
+            self.denoiser.compile_unet(args.torch_compile_backend or "inductor", args.torch_compile_mode)
+        self.objective: Objective = OBJECTIVES[args.objective]
         self.settings = Settings(
             temperature=args.temperature,
             negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
@@ -137,7 +138,7 @@ class DCRTrainer(ResumableTrainer):
     def _preview(self) -> Preview | None:
         if not self.args.preview_steps:
             return None
-        folder, writes = Path(self.args.output_dir) / "preview", self.args.process_index == 0
+        folder, writes = self.args.folder / "preview", self.args.process_index == 0
         preview = Preview(folder, self.args.preview_steps, self.denoiser, self.view, self.args.seed, writes)
         self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
         return preview
@@ -163,6 +164,7 @@ class DCRTrainer(ResumableTrainer):
 
     def _draw_preview(self, model: nn.Module) -> None:
         boards = [found for found in self.callback_handler.callbacks if isinstance(found, TensorBoardCallback)]
+        assert self.preview is not None
         with self.compute_loss_context_manager():
             self.preview.draw(model, self.state.global_step, boards[0].tb_writer if boards else None)
 
@@ -184,6 +186,7 @@ class DCRTrainer(ResumableTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Score the encoder as it stands; every rank gets the same numbers."""
+        assert self.evaluation is not None  # --eval_strategy needs --eval_benchmarks, see `run.check`
         scores = self.evaluation(self.accelerator.unwrap_model(self.model).encoder)
         scores = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(dict(scores))
@@ -206,4 +209,4 @@ class DCRTrainer(ResumableTrainer):
             state.write(checkpoint)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))

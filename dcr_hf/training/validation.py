@@ -67,7 +67,9 @@ class TrainingEvaluation:
             if PartialState().is_main_process:
                 device = next(encoder.parameters()).device
                 for (benchmark, _), data in self.work.items():
-                    embeddings = _MemoryEmbeddings(features[data.title], self._texts, device)
+                    of_images = features[data.title]
+                    assert of_images is not None  # the first process gets them
+                    embeddings = _MemoryEmbeddings(of_images, self._texts, device)
                     scores |= self._score(benchmark, data, embeddings)
         finally:
             self._texts.release()
@@ -112,7 +114,8 @@ class _Texts:
         if self._tower is None:
             model = load_dual_encoder(self.base)
             del model.vision_model  # the encoder in training has its own
-            self._tower = TextTower(model.to(device), self.base)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps it without its overloads
+            self._tower = TextTower(model, self.base)
         return self._tower
 
     def release(self) -> None:
