@@ -4,14 +4,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from dcr_hf.errors import NotFoundError
+from dcr_hf.errors import NotFoundError, as_user_error
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 
 
 def local_folder(path_or_id: str, patterns: Iterable[str] = SIDE_FILES) -> Path:
-    """The folder itself, or the hub repository's files that match `patterns`, downloaded to the cache."""
+    """The folder itself, or the hub repository's files that match `patterns`, downloaded to the cache.
+
+    Raises:
+        NotFoundError: neither a folder nor an id.
+        UserError: what the hub says, or that it cannot be reached.
+    """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
@@ -20,4 +26,5 @@ def local_folder(path_or_id: str, patterns: Iterable[str] = SIDE_FILES) -> Path:
             f"{path_or_id!r} is neither a folder here nor a hub id of the form 'owner/name'. "
             "Give the path of a folder that save_pretrained wrote, or an id."
         )
-    return Path(snapshot_download(path_or_id, allow_patterns=list(patterns)))
+    with as_user_error(f"{path_or_id!r} on the hub", HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return Path(snapshot_download(path_or_id, allow_patterns=list(patterns)))

@@ -29,7 +29,7 @@ def check_resume(checkpoint: Path, facts: dict[str, Any], anyway: bool) -> list[
         ResumeError: there are differences, and they are not allowed.
     """
     before = json.loads((checkpoint / MARK).read_text())
-    changed = [name for name, now in facts.items() if name in before and str(before[name]) != str(now)]
+    changed = [name for name, now in facts.items() if name in before and not _same(before[name], now)]
     differences = [f"{name}: {before[name]!r} -> {facts[name]!r}" for name in changed]
     if differences and not anyway:
         raise ResumeError(
@@ -37,6 +37,11 @@ def check_resume(checkpoint: Path, facts: dict[str, Any], anyway: bool) -> list[
             "--output_dir, or --resume_anyway to resume with these: the result is then that of neither run."
         )
     return differences
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Older versions recorded some numbers as another type: 10 and 10.0, 16 and '16'."""
+    return before == now or str(before) == str(now)
 
 
 def check_resume_of(stage: str, folder: Path, facts: dict[str, Any], anyway: bool) -> None:

@@ -22,7 +22,19 @@ from dcr_hf.models.encoder import ImageEncoder
 from helpers.programs import run_program, run_python
 
 CLASSES = {"clip": (CLIPModel, CLIPVisionModel), "siglip": (SiglipModel, SiglipVisionModel)}
+STAGES = [
+    {
+        "name": f"stage{number}",
+        "trains_encoder": number == 2,
+        "steps": 10 * number,
+        "learning_rate": 10.0 ** -(3 + number),
+        "projector_learning_rate": None,
+        "objective": objective,
+    }
+    for number, objective in ((1, "reconstruction"), (2, "dcr"))
+]
 FACTS = RunFacts(
+    stages=STAGES,
     encoder="",
     denoiser="owner/denoiser",
     train_data="owner/cc3m",
@@ -141,7 +153,7 @@ def test_the_card_tells_how_it_was_made(exported):
 def test_the_card_of_a_baseline_does_not_call_it_dcr(clip_folder, tmp_path):
     trained_adapter(tmp_path / "stage2", clip_folder)
     options = FACTS.options | {"objective": "contrastive", "stage": "2"}
-    facts = dataclasses.replace(FACTS, options=options)
+    facts = dataclasses.replace(FACTS, options=options, stages=[STAGES[1] | {"objective": "contrastive"}])
     dual, _ = export_encoder(str(clip_folder), tmp_path / "stage2", tmp_path, facts)
     text = ModelCard.load(dual / "README.md").text
     assert "objective `contrastive`" in text and "not DCR itself" in text
@@ -238,7 +250,8 @@ def test_exporting_later_from_the_command_line(clip_folder, tmp_path):
     a_run(tmp_path, clip_folder)
     command = ["-m", "dcr_hf.export", tmp_path]
     refused = run_python(*command)
-    assert refused.returncode == 1 and "--checkpoint: checkpoint-5" in refused.stderr
+    assert refused.returncode == 2 and refused.stderr.startswith("python -m dcr_hf.export: error: ")
+    assert "--checkpoint: checkpoint-5" in refused.stderr
     assert "Traceback" not in refused.stderr and "Warning" not in refused.stderr
     done = run_program(*command, "--checkpoint", "checkpoint-5")
     assert done.returncode == 0, done.stderr
@@ -252,7 +265,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_both_folders_are_uploaded(exported, monkeypatch):
-    from dcr_hf.export import merge as export
+    from dcr_hf.export import upload
 
     *_, dual, vision = exported
     uploads = []
@@ -268,7 +281,13 @@ def test_both_folders_are_uploaded(exported, monkeypatch):
         def upload_folder(self, folder_path, repo_id, commit_message):
             uploads.append((folder_path, repo_id))
 
-    monkeypatch.setattr(export, "HfApi", Hub)
+    monkeypatch.setattr(upload, "HfApi", Hub)
     assert push_to_hub((dual, vision), None, True, "secret") == [f"me/{dual.name}", f"me/{vision.name}"]
     assert push_to_hub((dual, vision), "dcr-l", True, "secret") == ["me/dcr-l", "me/dcr-l-vision"]
     assert [folder for folder, _ in uploads] == [dual, vision] * 2
+
+
+def test_a_run_of_an_older_version_still_says_which_stage_trained_the_encoder():
+    for stage, folder in (("all", "stage2"), ("end_to_end", "end_to_end")):
+        facts = dataclasses.replace(FACTS, options=FACTS.options | {"stage": stage}, stages=[])
+        assert facts.encoder_stage == folder

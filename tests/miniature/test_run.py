@@ -8,6 +8,7 @@ from transformers import CLIPModel, CLIPVisionModel
 
 from dcr_hf import FrozenDenoiser
 from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.errors import WriteError
 from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.miniature import layouts, run
 from dcr_hf.models.encoder import ImageEncoder
@@ -40,7 +41,7 @@ def launch(pretrained, tmp_path, monkeypatch):
 
 def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, monkeypatch, capsys, tmp_path):
     def stop(*args):
-        raise OSError("no space left")
+        raise WriteError("no space left")
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(run, "measure_encoders", stop)

@@ -253,7 +253,7 @@ def test_a_second_signal_stops_at_once(options, tmp_path):
     )
     done = run_program(program, *words(options))
     assert done.returncode == -signal.SIGTERM
-    assert "once more to stop at once" in done.stderr and "still here" not in done.stdout
+    assert "send it again to stop at once" in done.stderr and "still here" not in done.stdout
 
 
 def test_dying_between_the_last_checkpoint_and_the_result(options, run_here, uninterrupted, monkeypatch):
