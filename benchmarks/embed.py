@@ -36,7 +36,7 @@ from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
 
 BATCH = 32
-# glibc keeps what is freed for later, more or less of it as chance will have it. Told to give it back, what a process
+# glibc keeps what is freed for later, more or less of it by chance. Made to return it, what a process
 # has is what it holds.
 GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 AGAIN = "dcr_hf, second run"
@@ -89,7 +89,7 @@ def stored(encoder: PretrainedEncoder, data: LabeledImages, cache: Path, workers
 
 
 def again(path: Path, data: LabeledImages, cache: Path, workers: int) -> np.ndarray:
-    """As a new process would: the checkpoint's files are hashed anew to find what was stored."""
+    """As a new process would: the checkpoint's files are hashed again to find what was stored."""
     return stored(PretrainedEncoder("vit-b-16", str(path), device=PartialState().device), data, cache, workers)
 
 

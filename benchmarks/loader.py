@@ -1,4 +1,4 @@
-"""Images a second of one loader worker, whole and with reduced decoding, against what a device needs.
+"""Images a second of one loader worker, at full and at reduced size, against what a device needs.
 
     python benchmarks/loader.py --need 45
 
@@ -55,7 +55,7 @@ def decoding_rate(content: bytes, size: int, enough: int | None, seconds: float)
 
 
 def stream_rate(side: int, size: int, seconds: float) -> float:
-    """Images a second through the whole stream: shard, shuffle, decode, crop, tensor."""
+    """Images a second through the complete stream: shard, shuffle, decode, crop, tensor."""
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder), shards=1, images=256, side=side)
         stream = iter(TrainingImages(find_source(folder), size, batch_size=16))
@@ -79,15 +79,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="that each measurement lasts")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| JPEG | decoded whole, images/s | reduced, images/s | whole stream, images/s | workers needed |")
+    print("| JPEG | decoded at full size, images/s | reduced, images/s | complete stream, images/s | workers needed |")
     print("|---|---|---|---|---|")
     for side in (256, 512, 1024, 2048):
         content = photograph(side, 0)
-        whole = decoding_rate(content, options.image_size, None, options.seconds)
+        full = decoding_rate(content, options.image_size, None, options.seconds)
         reduced = decoding_rate(content, options.image_size, 2 * options.image_size, options.seconds)
         stream = stream_rate(side, options.image_size, options.seconds)
         workers = math.ceil(options.need / stream) if options.need else ""
-        print(f"| {side} x {side} | {whole:.0f} | {reduced:.0f} | {stream:.0f} | {workers} |")
+        print(f"| {side} x {side} | {full:.0f} | {reduced:.0f} | {stream:.0f} | {workers} |")
 
 
 if __name__ == "__main__":

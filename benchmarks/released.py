@@ -1,4 +1,4 @@
-"""The baseline: a DCR step in the manner of the authors' released code. Written anew; only the manner is theirs.
+"""The baseline: a DCR step in the manner of the authors' released code. Written here; only the manner is theirs.
 
 The views are made one image at a time on the CPU, the prompt is encoded at every step, the B * B pairs go through the
 plain UNet in one call and the views in a second one, nothing is chunked, and the loss is exp, ratio, log.

@@ -1,4 +1,4 @@
-"""Time from starting a reader to its first batch, at the beginning and when it goes on late in the data.
+"""Time from starting a reader to its first batch, at the beginning and when it resumes late in the data.
 
     python benchmarks/resume.py --output_dir out/resume
 

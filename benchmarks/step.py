@@ -1,4 +1,4 @@
-"""A whole training step, ours against one in the released code's manner, in the same run on the same weights.
+"""A complete training step, ours against one in the released code's manner, in the same run on the same weights.
 
     python benchmarks/step.py --output_dir out/step                  # on a GPU: ViT-L/14, SD 2.1, B = 16, bf16
     python benchmarks/step.py --output_dir out/step --image_size 336

@@ -176,7 +176,7 @@ def test_the_gradient_conflict_is_written_whole_after_an_interruption(options, r
     assert not (output / "stage1" / "gradient_conflict.json").exists()
     expected = json.loads((output / "stage2" / "gradient_conflict.json").read_text())
     assert expected["steps"] == [1, 2, 3, 4] and expected["losses"] == ["contrastive", "reconstruction"]
-    # As if it had been killed behind the first checkpoint.
+    # As if it had been killed after the first checkpoint.
     for path in [*(output / "stage2").iterdir(), *output.glob("clip-tiny-dcr*")]:
         if path.name not in ("checkpoint-2", "runs"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""What every training here changes of transformers' TrainingArguments, and what every recipe can be told to do."""
+"""What every training here changes of transformers' TrainingArguments, and what every recipe's command line takes."""
 
 import contextlib
 import os

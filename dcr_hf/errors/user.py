@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class NotFoundError(UserError, FileNotFoundError):
-    """A file, folder or hub repository that is not there, or lacks a part."""
+    """A file, folder or hub repository that is missing, or lacks a part."""
 
 
 class AlreadyExistsError(UserError, FileExistsError):

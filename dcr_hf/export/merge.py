@@ -51,7 +51,7 @@ def export_encoder(
     """Merge what stage 2 trained into its base and write the enhanced dual encoder and its vision tower.
 
     Both are written under temporary names, checked and renamed, so that a killed export leaves nothing that looks
-    whole.
+    complete.
 
     Args:
         encoder: the base, a CLIP or SigLIP folder or id.

@@ -1,4 +1,4 @@
-"""Do the two losses of a run pull the same way? The cosine between their gradients, measured beside training."""
+"""The cosine between the gradients of a run's two losses: do they conflict? Measured during training."""
 
 import re
 from collections.abc import Callable
@@ -18,10 +18,9 @@ NORM, LAYER = "gradient_conflict/norm/", "gradient_conflict/layer/"
 
 
 class GradientConflict(TrainerCallback):
-    """Measures every so many optimizer steps, without touching the gradients that train.
+    """Measures every N optimizer steps, without touching the gradients that train.
 
-    The gradients are those of the whole step, the means over its accumulated batches and over all processes: of the
-    losses that the step minimises. They need the memory of the trained parameters twice.
+    The gradients are those that the step minimises: means over its accumulated batches and over all ranks. They need the memory of the trained parameters twice.
 
     Args:
         model: as it is before a strategy wraps it; what requires a gradient is looked at.
@@ -82,12 +81,12 @@ def describe_conflict(names: list[str], gradients: dict[str, list[Tensor]]) -> d
     layers: dict[str, Tensor] = {}
     for name, row in zip(names, table, strict=True):
         layers[layer_of(name)] = layers.get(layer_of(name), 0) + row
-    whole = table.sum(dim=0)
-    cosines = {COSINE: whole} | {LAYER + layer: sums for layer, sums in layers.items()}
+    total = table.sum(dim=0)
+    cosines = {COSINE: total} | {LAYER + layer: sums for layer, sums in layers.items()}
     line = {
         key: (sums[0] / (sums[1] * sums[2]).sqrt()).item() for key, sums in cosines.items() if sums[1] * sums[2] > 0
     }
-    return line | {NORM + first_name: whole[1].sqrt().item(), NORM + second_name: whole[2].sqrt().item()}
+    return line | {NORM + first_name: total[1].sqrt().item(), NORM + second_name: total[2].sqrt().item()}
 
 
 def layer_of(parameter: str) -> str:
@@ -106,7 +105,7 @@ def conflicting_terms(
 ) -> dict[str, Tensor]:
     """The two losses to compare: the objective's own two, or its one and the baseline that it leaves out.
 
-    What that draws is drawn aside: the random numbers that training goes on with stay as they are.
+    The RNG is forked; training is unaffected.
     """
     if len(outcome.terms) == 2:
         return outcome.terms

@@ -21,9 +21,9 @@ CONDITIONS = ("own condition", "its view's", "another image's", "empty prompt")
 
 
 class Preview:
-    """Draws a picture of the same images, noise and views at every call, and leaves random state as it was.
+    """Draws the same images, noise and views at every call; the RNG state is unchanged.
 
-    The images are the first of this process's first batch; they stay in the folder, so that a run that goes on shows
+    The images are the first of this process's first batch; they stay in the folder, so that a resumed run shows
     the same ones.
 
     Args:
@@ -41,11 +41,11 @@ class Preview:
         self._last = -1
 
     def is_due(self, finished_steps: int) -> bool:
-        """Once before every so many steps, whatever number of batches they have."""
+        """Due once per `every` optimizer steps, however many batches they have."""
         return finished_steps % self.every == 0 and finished_steps != self._last
 
     def show(self, images: Tensor) -> None:
-        """Take the images (B, 3, H, W) in [0, 1] to show, unless there are some."""
+        """Choose the images to show from (B, 3, H, W) in [0, 1], at the first call."""
         if self._images is not None:
             return
         files = [self.folder / f"image-{number}.png" for number in range(min(COUNT, len(images)))]
@@ -66,7 +66,7 @@ class Preview:
         return self._images
 
     def draw(self, model: nn.Module, step: int, writer: SummaryWriter | None = None) -> None:
-        """The picture of the model as it stands after `step` steps: step-NUMBER.png, and an image of TensorBoard's."""
+        """Draw the model after `step` steps: step-NUMBER.png, and an image in TensorBoard."""
         self._last = step
         training = model.training
         device = self.images.device
@@ -93,7 +93,7 @@ class Preview:
         noisy = denoiser.add_noise(latents, noise, steps)
         rows = torch.arange(len(latents), device=latents.device)
         chosen = torch.stack([rows, rows + len(rows), rows.roll(1)], dim=1)  # (K, 3)
-        # Apart from the others, which may have tokens of their own: nothing stands beside the empty prompt.
+        # Separately: the other conditions may have tokens of their own, the empty prompt has none.
         nothing = latents.new_zeros(len(rows), denoiser.condition_width)
         empty = denoiser.predict(noisy, steps, nothing)[:, None]
         predicted = torch.cat([denoiser.predict_chosen(noisy, steps, table, chosen), empty], dim=1)  # (K, 4, 4, h, w)
@@ -107,7 +107,7 @@ class Preview:
 
 
 class LastPreview(TrainerCallback):
-    """Draws once more behind the last step; when training has ended, TensorBoard's file is closed."""
+    """Draws after the last step; when training has ended, TensorBoard's file is closed."""
 
     def __init__(self, draw: Callable[[], None]):
         self._draw = draw

@@ -1,4 +1,4 @@
-"""Scores of the encoder that is being trained, as it stands in memory: what `--eval_benchmarks` logs."""
+"""Scores of the encoder during training, from memory: what `--eval_benchmarks` logs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -93,7 +93,7 @@ def test_a_run_is_exported_and_goes_on_after_an_interruption_to_the_same_bits(re
 
 
 def test_a_result_that_is_half_in_place_is_not_finished(tmp_path, monkeypatch):
-    """The encoder's weights come last, behind the projector's: a run that died between them is finished from its
+    """The encoder's weights come last, after the projector's: a run that died between them is finished from its
     last checkpoint."""
 
     partial = tmp_path / "end_to_end" / "unfinished"

@@ -1,4 +1,4 @@
-"""The gradient conflict: against gradients by hand, without a trace in training, whole after an interruption."""
+"""The gradient conflict: against gradients by hand, without a trace in training, complete after an interruption."""
 
 import json
 import math
@@ -73,8 +73,8 @@ def test_every_parameter_belongs_to_a_layer_with_a_name(encoder_folders, family,
     model = encoder_stage(encoder, projector_stage(encoder, CONDITION_WIDTH, seed=0).projector, args)
     names = {layer_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     last = "visual_projection" if family == "clip" else "head"
-    whole = {"clip": {"embeddings", "pre_layrnorm", "post_layernorm"}, "siglip": {"embeddings", "post_layernorm"}}
-    assert names == {"0", "1", last} | (set() if rank else whole[family])
+    beside = {"clip": {"embeddings", "pre_layrnorm", "post_layernorm"}, "siglip": {"embeddings", "post_layernorm"}}
+    assert names == {"0", "1", last} | (set() if rank else beside[family])
     model.projector.requires_grad_(True)
     assert {layer_of(n) for n, _ in model.named_parameters() if n.startswith("projector")} == {
         "projector.0",

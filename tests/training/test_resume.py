@@ -197,7 +197,7 @@ def test_two_processes_killed_or_signalled_and_resumed_end_alike(options, two_un
     assert end_of(program)[0] != 0
     assert not (killed / "stage2" / "adapter_model.safetensors").exists()
 
-    # Only one rank is told; both stop after the same step, with one whole checkpoint of that step.
+    # Only one rank gets it; both stop after the same step, with one complete checkpoint of that step.
     signalled = tmp_path / "signalled"
     program = launch_two(options | {"--save_steps": 2}, signalled)
     reach_stage_2(program, signalled)[1].terminate()
@@ -384,7 +384,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
 
 
 def test_a_limit_of_one_never_leaves_none(options, run_here, uninterrupted, monkeypatch):
-    """The new checkpoint is whole before the old one goes: dying between leaves two."""
+    """The new checkpoint is complete before the old one goes: dying between leaves two."""
     from dcr_hf.training import resumable
 
     options |= {"--save_total_limit": 1}
