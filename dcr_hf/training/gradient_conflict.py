@@ -20,7 +20,8 @@ NORM, LAYER = "gradient_conflict/norm/", "gradient_conflict/layer/"
 class GradientConflict(TrainerCallback):
     """Measures every N optimizer steps, without touching the gradients that train.
 
-    The gradients are those that the step minimises: means over its accumulated batches and over all ranks. They need the memory of the trained parameters twice.
+    The gradients are those that the step minimises: means over its accumulated batches and over all ranks. They need
+    the memory of the trained parameters twice.
 
     Args:
         model: as it is before a strategy wraps it; what requires a gradient is looked at.

@@ -40,3 +40,8 @@ def short_run(folder: Path, **options) -> DCRConfig:
         "use_cpu": True,
     }
     return DCRConfig(**(defaults | options))
+
+
+def options_of_a_run(folder: Path, **options) -> DCRConfig:
+    """`short_run` for a recipe, whose stages set steps and learning rate themselves."""
+    return short_run(folder, **({"max_steps": -1, "learning_rate": 5e-5} | options))

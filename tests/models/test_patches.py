@@ -20,7 +20,7 @@ from dcr_hf.objectives import Settings, dcr
 from dcr_hf.training.option_checks import check_objectives
 from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.stages import encoder_stage, projector_stage
-from helpers.runs import batch_of_conditions, diffused_at_random, short_run
+from helpers.runs import batch_of_conditions, diffused_at_random, options_of_a_run, short_run
 from helpers.tiny_models import CONDITION_WIDTH, EMBEDDING_WIDTH
 
 FAMILY_NAMES = ["clip", "siglip"]
@@ -206,7 +206,7 @@ def recipe(clip_folder, sd_folder, shards_folder):
 
 def config(folder, **options):
     given = {"condition": "patches", "patch_keep_ratio": 0.2, "max_bad_fraction": 0.5, "warmup_steps": 0}
-    return short_run(folder, **(given | {"save_strategy": "steps", "save_steps": 1} | options))
+    return options_of_a_run(folder, **(given | {"save_strategy": "steps", "save_steps": 1} | options))
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)

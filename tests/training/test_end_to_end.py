@@ -15,7 +15,7 @@ from dcr_hf.training.option_checks import check_objectives
 from dcr_hf.training.plan import END_TO_END, plan_stages
 from dcr_hf.training.stage_results import put_in_place
 from dcr_hf.training.stages import end_to_end_stage, projector_stage
-from helpers.runs import short_run
+from helpers.runs import options_of_a_run
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def recipe(clip_folder, sd_folder, shards_folder):
 
 def config(folder, **options):
     saving = {"save_strategy": "steps", "save_steps": 2, "max_bad_fraction": 0.5, "warmup_steps": 0}
-    return short_run(folder, **(saving | options))
+    return options_of_a_run(folder, **(saving | options))
 
 
 @pytest.mark.parametrize(("given", "of_projector"), [({}, 3e-3), ({"projector_learning_rate": 5e-3}, 5e-3)])

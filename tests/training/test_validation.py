@@ -79,7 +79,7 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 from dcr_hf.models.encoder import ImageEncoder
-from dcr_hf.evaluation.in_training import TrainingEvaluation
+from dcr_hf.training.validation import TrainingEvaluation
 folder, data, output = sys.argv[1:]
 state = PartialState(cpu=True)
 assert state.num_processes == 2
