@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 import types
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import diffusers
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -175,5 +177,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate|datasets)\.")
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports, would search and warn
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -87,4 +87,7 @@ LONG = [
 def pytest_collection_modifyitems(items):
     """A test process takes the next file when it is through with one: long ones first, and both end together."""
     files = {item: item.nodeid.split("::")[0] for item in items}
+    for item in items:
+        if files[item] in LONG:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONG.index(files[item]) if files[item] in LONG else len(LONG))
