@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.models.loading import load_dual_encoder
@@ -150,6 +150,8 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     Raises:
         ValueError, FileNotFoundError: as `read_state_dict` and `convert_names`; the two sides do not fit.
     """
+    from transformers import CLIPImageProcessor  # prints a warning when imported
+
     weights = read_state_dict(path)
     converted = convert_names(weights)
     tokenizer = AutoTokenizer.from_pretrained(base)

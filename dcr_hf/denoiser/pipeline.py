@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -175,6 +176,13 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
     if index.get("force_zeros_for_empty_prompt", True):  # diffusers' default too
         return prompt._replace(tokens=torch.zeros_like(tokens), pooled=torch.zeros_like(prompt.pooled))
     return prompt
+
+
+def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
+    """The pipeline's VAE; in float32 instead of float16 where its configuration asks for it (`force_upcast`)."""
+    upcast = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # absent in older files
+    dtype = torch.float32 if upcast and dtype == torch.float16 else dtype
+    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
 
 
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
