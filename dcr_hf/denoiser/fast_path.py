@@ -141,13 +141,13 @@ def begin(
         added: the UNet's `added_cond_kwargs`. They enter the time embedding alone, as no condition does.
     """
     time = unet.time_embedding(unet.time_proj(timesteps).to(noisy_latents.dtype))
-    addition = unet.get_aug_embed(time, None, added)
+    addition = unet.get_aug_embed(time, None, added)  # type: ignore[arg-type]  # None is allowed
     time = time if addition is None else time + addition
     skips = (unet.conv_in(noisy_latents),)
     first = _first_with_attention(unet)
-    for block in unet.down_blocks[:first]:
-        skips += block(skips[-1], time)[1]
-    block = unet.down_blocks[first]
+    for plain_block in unet.down_blocks[:first]:
+        skips += plain_block(skips[-1], time)[1]
+    block: Any = unet.down_blocks[first]
     residual = block.resnets[0](skips[-1], time)
     transformer = block.attentions[0]
     layer = transformer.transformer_blocks[0]
@@ -170,7 +170,7 @@ def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> 
     """
     time, first_skips, residual, hidden = beginning
     first = _first_with_attention(unet)
-    block = unet.down_blocks[first]
+    block: Any = unet.down_blocks[first]
     sample = _finish_first_transformer(block.attentions[0], residual, hidden, biases)
     skips = [*first_skips, sample]
     for resnet, transformer in zip(block.resnets[1:], block.attentions[1:], strict=True):
@@ -196,7 +196,7 @@ def _first_with_attention(unet: UNet2DConditionModel) -> int:
     return next(number for number, block in enumerate(unet.down_blocks) if isinstance(block, CrossAttnDownBlock2D))
 
 
-def _finish_first_transformer(transformer: nn.Module, residual: Tensor, hidden: Tensor, biases: Tensor) -> Tensor:
+def _finish_first_transformer(transformer: Any, residual: Tensor, hidden: Tensor, biases: Tensor) -> Tensor:
     first, *others = transformer.transformer_blocks
     hidden = hidden + biases[:, None, first.attn2.processor.columns]
     hidden = hidden + first.ff(first.norm3(hidden))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate, predict_in_chunks
 from dcr_hf.denoiser.fast_path import begin, finish, install, why_not_exact
-from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_vae
+from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_vae, time_ids
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
 
@@ -57,9 +57,9 @@ class FrozenDenoiser(NoiseSchedule):
         token_norm: float | None = None,
     ):
         super().__init__(scheduler, noise_target)
-        self.unet = unet.to(memory_format=torch.channels_last)
-        self.vae = vae.to(memory_format=torch.channels_last)
-        self.condition_width: int = unet.config.cross_attention_dim
+        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers wraps it
+        self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # likewise
+        self.condition_width: int = unet.config["cross_attention_dim"]
         self.pair_chunk_size = pair_chunk_size
         self.evaluations = 0
         self.register_buffer("empty_prompt", empty_prompt.to(unet.dtype), persistent=False)
@@ -67,8 +67,7 @@ class FrozenDenoiser(NoiseSchedule):
         self.register_buffer("pooled_prompt", pooled, persistent=False)
         self.token_norm = empty_prompt.float().norm(dim=-1).mean().item() if token_norm is None else token_norm
         self.requires_grad_(False).eval()
-        reason = why_not_exact(unet.config)
-        if reason:
+        if reason := why_not_exact(unet.config):
             logger.warning(f"All conditions take the plain path through this denoiser's UNet, because of {reason}.")
         self.register_buffer("bias_matrix", None if reason else install(unet, self.empty_prompt), persistent=False)
         self._plans: dict[tuple, ChunkPlan] = {}
@@ -82,13 +81,11 @@ class FrozenDenoiser(NoiseSchedule):
         noise_target: NoiseTarget = "auto",
         pair_chunk_size: PairChunkSize = 0,
     ) -> "FrozenDenoiser":
-        """Load a diffusers Stable Diffusion 1.x, 2.x or XL folder or id, on the CPU.
+        """A diffusers Stable Diffusion 1.x, 2.x or XL, loaded from a folder or hub id to the CPU.
 
         Args:
-            path_or_id: folder or hub id with unet, vae, scheduler, tokenizer and text_encoder, for SD-XL also the
-                second two (safetensors).
-            dtype: of UNet, VAE and empty prompt; by default bfloat16 where there is a GPU, else float32. For the VAE
-                see `load_vae`.
+            path_or_id: see `check_denoiser`; weights in safetensors.
+            dtype: of UNet, VAE (but see `load_vae`) and empty prompt; by default bfloat16 on a GPU, else float32.
             noise_target: "auto": the scheduler's prediction type.
             pair_chunk_size: see the class.
         """
@@ -96,10 +93,9 @@ class FrozenDenoiser(NoiseSchedule):
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         prompt = embed_empty_prompt(path_or_id)
+        options = {"subfolder": "unet", "torch_dtype": dtype, "use_safetensors": True}
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(
-                path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
-            ),
+            unet=UNet2DConditionModel.from_pretrained(path_or_id, **options),
             vae=load_vae(path_or_id, dtype),
             scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
             empty_prompt=prompt.tokens,
@@ -147,30 +143,12 @@ class FrozenDenoiser(NoiseSchedule):
         return torch.cat([conditions[:, None].expand(-1, self.prompt_length, -1), tokens], dim=1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        """The prediction for each noisy latent under its own condition.
-
-        Args:
-            noisy_latents: n (B, 4, h, w).
-            timesteps: t (B,).
-            conditions: c (B, C), or another form that `predict_chosen` takes.
-
-        Returns:
-            (B, 4, h, w), float32, differentiable in the conditions.
-        """
+        """The prediction (B, 4, h, w) for each noisy latent under its own condition (B of them); see `predict_chosen`."""
         own = torch.arange(len(noisy_latents), device=noisy_latents.device)[:, None]
         return self.predict_chosen(noisy_latents, timesteps, conditions, own).squeeze(1)
 
     def predict_pairs(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        """P: the prediction for every noisy latent under every condition.
-
-        Args:
-            noisy_latents: n (B, 4, h, w).
-            timesteps: t (B,).
-            conditions: c (K, C), or another form that `predict_chosen` takes.
-
-        Returns:
-            (B, K, 4, h, w), float32, differentiable in the conditions.
-        """
+        """P (B, K, 4, h, w): the prediction for every noisy latent under every condition; see `predict_chosen`."""
         every = torch.arange(len(conditions), device=noisy_latents.device).expand(len(noisy_latents), -1)
         return self.predict_chosen(noisy_latents, timesteps, conditions, every)
 
@@ -229,15 +207,11 @@ class FrozenDenoiser(NoiseSchedule):
         return evaluate, conditions[:, None] if conditions.ndim == 2 else conditions
 
     def _added(self, noisy_latents: Tensor) -> dict[str, Tensor] | None:
-        """SD-XL's other inputs, the same for all latents: the pooled prompt, and the time ids (1, 6) of uncropped
-        images of this size: (height, width, top 0, left 0, height, width) in pixels. None for other denoisers."""
+        """SD-XL's other inputs, the same for all latents; None for other denoisers."""
         if self.pooled_prompt is None:
             return None
-        pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = (pixels * side for side in noisy_latents.shape[-2:])
-        # Filled on the device: a list would be copied there at every step.
-        ids = [torch.full((1,), size, device=noisy_latents.device) for size in (height, width, 0, 0, height, width)]
-        return {"text_embeds": self.pooled_prompt, "time_ids": torch.stack(ids, dim=1)}
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent's side
+        return {"text_embeds": self.pooled_prompt, "time_ids": time_ids(noisy_latents, scale)}
 
     def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
         """The plan for this number and kind of pairs, made once, so that all steps of a run have the same chunks."""

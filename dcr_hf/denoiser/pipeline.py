@@ -183,6 +183,19 @@ def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
 
 
+def time_ids(latents: Tensor, scale: int) -> Tensor:
+    """SD-XL's time ids (1, 6) of uncropped images of this size: (height, width, top 0, left 0, height, width) in pixels.
+
+    Args:
+        latents: (B, 4, h, w).
+        scale: pixels a latent's side.
+    """
+    height, width = (scale * side for side in latents.shape[-2:])
+    # Filled on the device: a list would be copied there at every step.
+    ids = [torch.full((1,), size, device=latents.device) for size in (height, width, 0, 0, height, width)]
+    return torch.stack(ids, dim=1)
+
+
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
     tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
     model = kind.from_pretrained(path_or_id, subfolder=f"text_encoder{suffix}", dtype=torch.float32).eval()

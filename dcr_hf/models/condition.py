@@ -128,7 +128,7 @@ class ConditionModel(nn.Module):
             gathered.load_state_dict(_below("projector.", state_dict), assign=True)
             gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
         if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
-            self.encoder.model.save_pretrained(folder, state_dict=_below("encoder.model.", state_dict))
+            self.encoder.model.save_pretrained(str(folder), state_dict=_below("encoder.model.", state_dict))
         elif self.trains_encoder:
             trained = {name for name, parameter in self.encoder.model.named_parameters() if parameter.requires_grad}
             weights = _below("encoder.model.", state_dict)

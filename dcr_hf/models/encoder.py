@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -26,8 +26,8 @@ class Features(NamedTuple):
 class ImageEncoder(nn.Module):
     """The vision side of a CLIP-family model: images in [0, 1] -> z = f(x).
 
-    The text side is dropped after loading: nothing here uses it. Module names stay, so that adapters trained here load on
-    the complete dual encoder.
+    The text side is dropped after loading: nothing here uses it. Module names stay, so that adapters trained here load
+    on the complete dual encoder.
 
     Attributes:
         model: the dual encoder without its text side; a `PeftModel` around it once LoRA is added.
@@ -92,7 +92,7 @@ class ImageEncoder(nn.Module):
         """(B, 3, H, W) in [0, 1] -> z and the patches' last hidden states."""
         return self._features(self.model, images)
 
-    def _features(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Features:
+    def _features(self, model: Any, images: Tensor) -> Features:
         output = model.get_image_features(pixel_values=self.normalize(images))
         return Features(output.pooler_output, output.last_hidden_state[:, self.family.class_tokens :])
 

@@ -74,8 +74,8 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
         config = AutoConfig.from_pretrained(folder)
     if config.model_type not in FAMILIES:
         raise UserError(
-            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the complete "
-            "dual encoder, text tower included, not the vision tower alone)."
+            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the "
+            "complete dual encoder, text tower included, not the vision tower alone)."
         )
     return config, FAMILIES[config.model_type]
 
