@@ -144,7 +144,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     """Write a CLIPModel folder with image processor and tokenizer; returns the model.
 
     Args:
-        base: CLIP folder or hub id that gives the tokenizer, and the text side if the file holds the vision side alone.
+        base: CLIP folder or hub id that gives the tokenizer, and the text side if the file has none.
         activation: `quick_gelu` for OpenAI's and MetaCLIP's models and those tuned from them, else `gelu`.
 
     Raises:

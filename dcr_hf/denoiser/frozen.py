@@ -143,7 +143,7 @@ class FrozenDenoiser(NoiseSchedule):
         return torch.cat([conditions[:, None].expand(-1, self.prompt_length, -1), tokens], dim=1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        """The prediction (B, 4, h, w) for each noisy latent under its own condition (B of them); see `predict_chosen`."""
+        """The prediction (B, 4, h, w) for each noisy latent under its own of B conditions; see `predict_chosen`."""
         own = torch.arange(len(noisy_latents), device=noisy_latents.device)[:, None]
         return self.predict_chosen(noisy_latents, timesteps, conditions, own).squeeze(1)
 

@@ -184,7 +184,7 @@ def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def time_ids(latents: Tensor, scale: int) -> Tensor:
-    """SD-XL's time ids (1, 6) of uncropped images of this size: (height, width, top 0, left 0, height, width) in pixels.
+    """SD-XL's time ids (1, 6) of uncropped images: (height, width, top 0, left 0, height, width) in pixels.
 
     Args:
         latents: (B, 4, h, w).

@@ -174,7 +174,7 @@ def test_a_tar_that_ends_in_the_middle_gives_its_whole_samples(clean_shards, tmp
 def test_a_shard_that_is_no_tar_is_refused_at_the_start(tmp_path, photos):
     write_shard(tmp_path / "00000.tar", {"000000000": photos[0]})
     (tmp_path / "00001.tar").write_bytes(b"<html>quota exceeded</html>" * 50)
-    with pytest.raises(ValueError, match=r"00001\.tar is no \(uncompressed\) tar file"):
+    with pytest.raises(ValueError, match=r"00001\.tar is not an \(uncompressed\) tar file"):
         find_source(str(tmp_path))
 
 
