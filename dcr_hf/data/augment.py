@@ -20,8 +20,8 @@ class PositiveView:
         image_size: side of the square images, in pixels.
         flips: also flip at random, left-right and upside down, as the released code does. Off by default: the paper
             names crop and colour alone, and MMVP asks about orientation.
-        normalized_by: an encoder in whose normalised pixel space the view is made, as in the released code, whose colour
-            jitter clamps *normalised* values to [0, 1].
+        normalized_by: an encoder in whose normalised pixel space the view is made, as in the released code, whose
+            colour jitter clamps *normalised* values to [0, 1].
     """
 
     def __init__(self, image_size: int, flips: bool = False, normalized_by: ImageEncoder | None = None):

@@ -22,16 +22,16 @@ def decode_image(content: bytes, enough: int | None = None) -> Image.Image:
 
     Args:
         content: the file.
-        enough: a side in pixels. A JPEG is decoded at a half, a quarter or an eighth of its size if both sides still
-            have this length, which is faster. By default at full size.
+        enough: a side in pixels. A JPEG is decoded at a half, a quarter or an eighth of its size if both sides keep at
+            least this length, which is faster. By default at full size.
 
     Raises:
         BadImageError: empty, not an image, truncated, corrupt, a side under 16 pixels, more than 67 million pixels.
     """
     if not content:
         raise BadImageError("empty")
-    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file may end a
-    # run; every bad one is counted.
+    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file may end
+    # a run; every bad one is counted.
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         _refuse_absurd_size(*image.size)

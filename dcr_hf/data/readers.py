@@ -54,8 +54,8 @@ def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, c
 
 
 class _CompleteTarInfo(tarfile.TarInfo):
-    """Ends an archive only at tar's own end marker. `tarfile` also ends it at a missing, cut or broken header after the
-    first member."""
+    """Ends an archive only at tar's own end marker. `tarfile` also ends it at a missing, cut or broken header
+    after the first member."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:

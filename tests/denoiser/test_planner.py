@@ -1,4 +1,4 @@
-"""The planner: its arithmetic by hand, its measurement against autograd's own, and what a whole step takes."""
+"""The planner: its arithmetic by hand, its measurement against autograd's own, and the memory of a complete step."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ PAIR = PairMemory(kept=10, working=5)
         # = 238; of 16 (480 - 80) // 160 = 2, 15 * 16 = 240. So 17.
         (272, 480, ChunkPlan(17, 2)),
         (272, 15, ChunkPlan(1, 1)),
-        (272, 0, ChunkPlan(1, 1)),  # nothing fits: tried with one pair
+        (272, 0, ChunkPlan(1, 1)),  # nothing fits: tries one pair
         (6, 10_000, ChunkPlan(6, 1)),
         (6, 75, ChunkPlan(3, 2)),
     ],
@@ -67,7 +67,7 @@ def pairs_of(denoiser, batch, conditions, side=8):
 
 def test_measured_activations_are_what_autograd_keeps(denoiser):
     noisy, timesteps, conditions = pairs_of(denoiser, 4, 4)
-    evaluate, biases = denoiser._fast_path(noisy, timesteps, conditions)
+    evaluate, biases = denoiser._fast_path(denoiser.bias_matrix, noisy, timesteps, conditions)
     kept = {}
 
     def keep(tensor):
@@ -92,22 +92,24 @@ def test_a_planned_step_stays_in_its_budget_and_changes_nothing(denoiser, monkey
             gradient = torch.autograd.grad(predictions.sin().sum(), inputs[-1])[0]
         return predictions.detach(), gradient, live.peak
 
-    expected, expected_gradient, whole = step()
+    expected, expected_gradient, full_peak = step()
     peaks, sizes = [], []
     for share in (0.5, 0.2):
-        monkeypatch.setattr("dcr_hf.denoiser.planner.memory_budget", lambda device, share=share: int(share * whole))
+        monkeypatch.setattr(
+            "dcr_hf.denoiser.planner.memory_budget", lambda device, share=share: int(share * full_peak)
+        )
         denoiser.pair_chunk_size = "auto"
         denoiser.reset_chunk_plans()
         step()  # measures
         found, gradient, peak = step()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-        # What the budget is not for, and is small: predictions, their gradients, the latents' beginnings.
-        assert peak < (share + 0.05) * whole
+        # Outside the budget, and small: predictions, their gradients, the latents' beginnings.
+        assert peak < (share + 0.05) * full_peak
         plan = next(iter(denoiser._plans.values()))
         peaks.append(peak)
         sizes.append(plan.size * plan.kept)
-    assert sizes[0] > sizes[1] and peaks[0] > peaks[1] > 0.1 * whole
+    assert sizes[0] > sizes[1] and peaks[0] > peaks[1] > 0.1 * full_peak
 
 
 def test_chunks_of_a_step_take_a_quarter_of_the_memory(denoiser):
