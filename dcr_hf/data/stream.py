@@ -92,8 +92,8 @@ class TrainingImages(IterableDataset):
     """Endless stream of one rank's images, in full batches of different images.
 
     Every epoch is dealt into lanes; a reader (one worker of one rank) takes full batches from its lanes in turn. A
-    lane shuffles its images in blocks and drops the last, partial batch of its share. Crops depend on seed, epoch and key
-    alone, so that the stream is the same in every run, and exact on resume.
+    lane shuffles its images in blocks and drops the last, partial batch of its share. Crops depend on seed, epoch and
+    key alone, so that the stream is the same in every run, and exact on resume.
 
     Args:
         source: see `sources.find_source`.

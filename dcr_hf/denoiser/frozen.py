@@ -170,19 +170,18 @@ class FrozenDenoiser(NoiseSchedule):
         """
         self.evaluations += chosen.numel()
         rows = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
-        matrix = self.bias_matrix if conditions.ndim == 2 else None
+        path = self._fast_path if conditions.ndim == 2 and self.bias_matrix is not None else self._plain_path
         with _own_dtype(noisy_latents):
-            inputs = (noisy_latents.to(self.dtype), timesteps, conditions)
-            evaluate, brought = self._plain_path(*inputs) if matrix is None else self._fast_path(matrix, *inputs)
+            evaluate, brought = path(noisy_latents.to(self.dtype), timesteps, conditions)
             brought = brought[chosen.flatten()]  # (B * M, ...)
             plan = self._plan(evaluate, rows, brought)
             flat = predict_in_chunks(evaluate, rows, brought, plan, pad=self._compiled)
         return flat.float().unflatten(0, chosen.shape)  # (B, M, 4, h, w)
 
-    def _fast_path(
-        self, matrix: Tensor, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor
-    ) -> tuple[Evaluate, Tensor]:
+    def _fast_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
         """Turns each condition into one bias vector a layer: (K, L)."""
+        matrix = self.bias_matrix
+        assert matrix is not None
         beginning = begin(self.unet, noisy_latents, timesteps, len(matrix), self._added(noisy_latents))
 
         def evaluate(rows: Tensor, biases: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ PAIR = PairMemory(kept=10, working=5)
     [
         (272, 10_000, ChunkPlan(272, 1)),  # 272 * 15 = 4,080 fits at once
         (272, 4_079, ChunkPlan(136, 2)),  # not quite at once, but all activations and a smaller chunk's work do
-        # Of 39 pairs (1000 - 195) // 390 = 2 chunks are kept, 5 * 39 = 195 pairs recomputed. Of 34 likewise 2, and 6 *
-        # 34 = 204. Of 46 and 55 one, and 5 * 46 = 230 or 4 * 55 = 220.
+        # 39 pairs: (1000 - 195) // 390 = 2 chunks are kept, 5 * 39 = 195 pairs recomputed. 34 pairs: also 2, and 6 *
+        # 34 = 204. 46 and 55 pairs: one, and 5 * 46 = 230 or 4 * 55 = 220.
         (272, 1_000, ChunkPlan(39, 2)),
-        # 32 at once. Of 28 pairs (480 - 140) // 280 = 1 chunk, 9 * 28 = 252; of 21 pairs (480 - 105) // 210 = 1; of 20
-        # (480 - 100) // 200 = 1; of 19 (480 - 95) // 190 = 2, 13 * 19 = 247; of 18 and 17 2, 14 * 18 = 252 and 14 * 17
-        # = 238; of 16 (480 - 80) // 160 = 2, 15 * 16 = 240. So 17.
+        # 32 at once. 28 pairs: (480 - 140) // 280 = 1 chunk, 9 * 28 = 252; 21 pairs: (480 - 105) // 210 = 1; 20:
+        # (480 - 100) // 200 = 1; 19: (480 - 95) // 190 = 2, 13 * 19 = 247; 18 and 17: 2, 14 * 18 = 252 and 14 * 17
+        # = 238; 16: (480 - 80) // 160 = 2, 15 * 16 = 240. So 17.
         (272, 480, ChunkPlan(17, 2)),
         (272, 15, ChunkPlan(1, 1)),
         (272, 0, ChunkPlan(1, 1)),  # nothing fits: tries one pair
@@ -67,7 +67,7 @@ def pairs_of(denoiser, batch, conditions, side=8):
 
 def test_measured_activations_are_what_autograd_keeps(denoiser):
     noisy, timesteps, conditions = pairs_of(denoiser, 4, 4)
-    evaluate, biases = denoiser._fast_path(denoiser.bias_matrix, noisy, timesteps, conditions)
+    evaluate, biases = denoiser._fast_path(noisy, timesteps, conditions)
     kept = {}
 
     def keep(tensor):
