@@ -1,6 +1,6 @@
 """OpenAI-format CLIP weights (a `.pt` state dict, as DIVA and un2CLIP release them) -> a CLIPModel folder.
 
-Other formats of released encoders enter here; run it as `python -m dcr_hf.convert`.
+Add other formats of released encoders here. Run it as `python -m dcr_hf.convert`.
 """
 
 from dcr_hf.convert.openai_format import convert, convert_names, read_state_dict

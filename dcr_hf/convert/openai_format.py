@@ -1,18 +1,18 @@
-"""Names, layouts and sizes of OpenAI's format -> those of transformers' CLIPModel."""
+"""OpenAI-format names, layouts and sizes -> those of transformers' CLIPModel."""
 
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
 from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.models.loading import load_dual_encoder
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
-# OpenAI's format does not store the number of heads: 64 channels each, but for open_clip's ViT-H, g and bigG.
+# The format does not store the number of heads: 64 channels each, except in open_clip's ViT-H, g and bigG.
 HEAD_WIDTH = 64
 HEADS = {1280: 16, 1408: 16, 1664: 16}
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -47,11 +47,11 @@ _IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights of a `.pt` file, without running anything that it holds; wrappers around them taken off.
+    """The unwrapped weights of a `.pt` file; runs no code that the file holds.
 
     Raises:
         NotFoundError: no such file.
-        UserError: a TorchScript archive, a pickle of more than tensors, no CLIP with a vision transformer.
+        UserError: a TorchScript archive, a pickle of more than tensors, or not a CLIP with a vision transformer.
     """
     if not path.is_file():
         raise NotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
@@ -59,7 +59,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... by kind of damage
         raise UserError(
-            f"{path} is no plain state dict; nothing else is opened, since it may hold code: "
+            f"{path} is not a plain state dict; other files are not opened, since they may hold code: "
             f"{str(error).splitlines()[0]} A TorchScript archive (as OpenAI publishes) is not needed: its weights "
             "are on the hub, openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
         ) from None
@@ -82,7 +82,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's names and layouts -> transformers' CLIPModel.
 
     Raises:
-        UserError: a name that OpenAI's format does not have: it would be lost without a word.
+        UserError: a name that OpenAI's format does not have: the weight would be lost silently.
     """
     converted, unknown = {}, []
     for name, value in weights.items():
@@ -105,7 +105,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_config(weights: dict[str, Tensor], activation: str) -> CLIPConfig:
-    """Sizes from the shapes. `weights` are in OpenAI's names, text tower included."""
+    """The configuration, by the weights' shapes; `weights` have OpenAI's names, text tower included."""
     patches, width = weights["visual.positional_embedding"].shape
     patch = weights["visual.conv1.weight"].shape[-1]
     length, text_width = weights["positional_embedding"].shape
@@ -140,21 +140,23 @@ def _tower(weights: dict[str, Tensor], prefix: str, width: int, activation: str)
     }
 
 
-def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_gelu") -> CLIPModel:
-    """Write a CLIPModel folder with image processor and tokenizer.
+def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_gelu") -> PreTrainedModel:
+    """Write a CLIPModel folder with image processor and tokenizer; returns the model.
 
     Args:
-        base: CLIP folder or id that gives the tokenizer, and the text side where the file holds the vision side alone.
-        activation: `quick_gelu` for OpenAI's and MetaCLIP's models and all that are tuned from them, else `gelu`.
+        base: CLIP folder or hub id that gives the tokenizer, and the text side if the file has none.
+        activation: `quick_gelu` for OpenAI's and MetaCLIP's models and those tuned from them, else `gelu`.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_state_dict` and `convert_names`; the two sides do not fit.
+        NotFoundError, UserError: as `read_state_dict` and `convert_names`; also if the two sides do not fit.
     """
+    from transformers import CLIPImageProcessor  # prints a warning when imported
+
     weights = read_state_dict(path)
     converted = convert_names(weights)
     tokenizer = AutoTokenizer.from_pretrained(base)
     if "token_embedding.weight" in weights:
-        model = CLIPModel(infer_config(weights, activation))
+        model: PreTrainedModel = CLIPModel(infer_config(weights, activation))
     else:
         model = load_dual_encoder(base)
     state = model.state_dict()
@@ -165,7 +167,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     if missing or wrong:
         name = (missing or wrong)[0]
         what = "is missing" if missing else f"has shape {tuple(converted[name].shape)}"
-        raise UserError(f"{path} does not make a whole CLIP model with {base}'s text side: {name} {what}.")
+        raise UserError(f"{path} does not make a complete CLIP model with {base}'s text side: {name} {what}.")
     model.load_state_dict({**state, **converted})
     model.save_pretrained(output_dir)
     side = model.config.vision_config.image_size

@@ -1,6 +1,6 @@
 """Training images: what --train_data names -> batches of crops in [0, 1], and their positive views.
 
-Reading, decoding, cropping, shuffling, counting and augmenting enter here; models and evaluation sets do not.
+Reading, decoding, cropping, shuffling, counting and augmenting belong here; models and evaluation sets do not.
 """
 
 from dcr_hf.data.augment import PositiveView

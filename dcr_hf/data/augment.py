@@ -1,4 +1,4 @@
-"""The positive view x+: a batch of images in [0, 1] -> a crop and colour jitter of each, on the images' device."""
+"""The positive view x+: random crop and colour jitter of each image in [0, 1], on the images' device."""
 
 import torch
 from kornia.augmentation import (
@@ -14,18 +14,18 @@ from dcr_hf.models.encoder import ImageEncoder
 
 
 class PositiveView:
-    """Random resized crop, then colour jitter, with its own parameters for every image of the batch.
+    """Random resized crop, then colour jitter, with separate parameters for each image of the batch.
 
     Args:
         image_size: side of the square images, in pixels.
         flips: also flip at random, left-right and upside down, as the released code does. Off by default: the paper
-            speaks of crop and colour, and MMVP asks about orientation.
-        normalized_by: with an encoder, the view is made of pixels in that encoder's normalised space and brought back,
-            as in the released code, whose colour jitter clamps *normalised* values to [0, 1].
+            names crop and colour alone, and MMVP asks about orientation.
+        normalized_by: an encoder in whose normalised pixel space the view is made, as in the released code, whose
+            colour jitter clamps *normalised* values to [0, 1].
     """
 
     def __init__(self, image_size: int, flips: bool = False, normalized_by: ImageEncoder | None = None):
-        # Batched resampling: kornia's "slice" mode crops the images one after another.
+        # Batched resampling: kornia's "slice" mode crops one image at a time.
         crop = RandomResizedCrop(
             (image_size, image_size), scale=(0.9, 1.0), ratio=(0.9, 1.1), cropping_mode="resample", align_corners=False
         )

@@ -1,4 +1,4 @@
-"""Training images that cannot be used: which and why, and when there are too many."""
+"""Bad training images: their counts by reason, and the limit on their share."""
 
 from collections import Counter, deque
 
@@ -8,11 +8,11 @@ WINDOW = 1000
 
 
 class SkipWindow:
-    """What a reader's last images were. Some bad ones are to be expected of the web; too many are a mistake.
+    """Sliding window of bad-image outcomes. Web data has some bad images; too many mean a mistake.
 
     Args:
-        max_bad_fraction: of the last 1,000 images.
-        option: that names the data.
+        max_bad_fraction: largest share of bad images among the last 1,000.
+        option: the command-line option that names the data.
     """
 
     def __init__(self, max_bad_fraction: float, option: str):
@@ -24,10 +24,10 @@ class SkipWindow:
         self._last.append(None)
 
     def add_bad(self, reason: str, key: str) -> None:
-        """One that was left out.
+        """Record a skipped image.
 
         Raises:
-            UserError: too many were.
+            UserError: too many of the last ones were bad.
         """
         self._last.append((reason, key))
         bad = [entry for entry in self._last if entry is not None]
@@ -40,7 +40,7 @@ class SkipWindow:
 
 
 def describe_skipped(skipped: list[tuple[str, str]], examples: int = 3) -> str:
-    """'12 truncated (000010004, 000010017, ...), 1 empty (000020001)'"""
+    """Counts by reason, with examples: '12 truncated (000010004, 000010017, ...), 1 empty (000020001)'."""
     keys: dict[str, list[str]] = {}
     for reason, key in skipped:
         keys.setdefault(reason, []).append(key)

@@ -1,4 +1,4 @@
-"""Hostile bytes -> an RGB image, or the reason why not; and the random crop that training takes of it."""
+"""Untrusted bytes -> an RGB image, or the reason for rejecting them; and training's random crop."""
 
 import io
 import math
@@ -8,9 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20
-# Only formats whose decoders are plain pixel readers: PIL would also start Ghostscript for an EPS.
+# Only formats with plain pixel decoders: for an EPS, PIL would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-Image.init()  # PIL loads most of its decoders on demand, but not when it is told which ones to try
+Image.init()  # PIL loads most decoders on demand, but not if given a list of formats
 
 
 class BadImageError(ValueError):
@@ -18,20 +18,20 @@ class BadImageError(ValueError):
 
 
 def decode_image(content: bytes, enough: int | None = None) -> Image.Image:
-    """Encoded bytes -> RGB in upright orientation; of an animation the first frame; transparency on white.
+    """Encoded bytes -> upright RGB image; an animation's first frame; transparency on white.
 
     Args:
         content: the file.
-        enough: a side in pixels. A JPEG of which a half, a quarter or an eighth is still as large in both directions
-            is decoded at that size, which takes a fraction of the time. By default whole.
+        enough: a side in pixels. A JPEG is decoded at a half, a quarter or an eighth of its size if both sides keep at
+            least this length, which is faster. By default at full size.
 
     Raises:
         BadImageError: empty, not an image, truncated, corrupt, a side under 16 pixels, more than 67 million pixels.
     """
     if not content:
         raise BadImageError("empty")
-    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file from the
-    # web may end a run; every one is counted.
+    # Broken files make PIL raise OSError, SyntaxError, ValueError, struct.error, IndexError and more. No file may end
+    # a run; every bad one is counted.
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         _refuse_absurd_size(*image.size)
@@ -56,7 +56,7 @@ def _refuse_absurd_size(width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to the lowest 256 values
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
         samples = np.asarray(image).clip(0, 65535)
         return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -75,8 +75,8 @@ def random_resized_crop(
 ) -> Image.Image:
     """A random part of the image, `scale` of its area, aspect ratio in `ratio`, bicubically resized to a square.
 
-    The distribution is that of torchvision's RandomResizedCrop. An image too narrow for any such part gives the
-    largest centred one with the nearest ratio.
+    The distribution is that of torchvision's RandomResizedCrop. If no such part fits, the largest centred one with the
+    nearest ratio is taken.
     """
     width, height = image.size
     for _ in range(10):
@@ -84,7 +84,7 @@ def random_resized_crop(
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
     else:
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))

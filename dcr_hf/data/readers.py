@@ -1,15 +1,16 @@
-"""Encoded images out of shards and files, from any place on."""
+"""Encoded images from shards and files, starting at any position."""
 
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import datasets
 import fsspec
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-# One row an image: its bytes, or why there are none; and where the row behind it begins, for files only.
+# One row an image: its bytes, or the reason for their absence; for files also where the next row begins.
 FEATURES = datasets.Features(
     {
         "key": datasets.Value("string"),
@@ -21,6 +22,11 @@ FEATURES = datasets.Features(
     }
 )
 PLACE = ("piece", "offset", "count")
+_BROKEN_HEADERS = (
+    tarfile.EmptyHeaderError,  # type: ignore[attr-defined]  # typeshed lacks these three
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+)
 
 
 def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[dict]:
@@ -28,8 +34,8 @@ def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[
 
     Args:
         pieces: what to read, in order.
-        piece, offset, count: where to begin: the piece, the place in it (a byte of a shard, a number of a list) and
-            how many of its images lie before. What lies before is not read.
+        piece, offset, count: where to begin: the piece, the offset in it (a byte of a shard, an index of a list) and
+            the number of its images before that. Nothing before it is read.
     """
     for index in range(piece, len(pieces)):
         unit, part, parts = pieces[index]
@@ -40,6 +46,7 @@ def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[
 
 
 def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, count: int = 0) -> Iterator[dict]:
+    """Rows of the files from index `offset`, those whose index is `part` modulo `parts`."""
     for number in range(offset, len(paths)):
         if number % parts == part:
             content = Path(paths[number]).read_bytes()
@@ -47,20 +54,20 @@ def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, c
 
 
 class _CompleteTarInfo(tarfile.TarInfo):
-    """`tarfile` takes a missing, cut or broken header behind the first member for the end of the archive. Here only
-    the marker that tar writes is its end."""
+    """Ends an archive only at tar's own end marker. `tarfile` also ends it at a missing, cut or broken header
+    after the first member."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+        except _BROKEN_HEADERS as error:
             raise tarfile.ReadError(f"no end of archive ({error})") from error
 
 
 def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0) -> Iterator[dict]:
-    """The images of a tar from byte `offset` on, before which lie `count` images. A tar that ends in the middle gives
-    its whole members and one error."""
+    """Rows of a tar's images from byte `offset`, which `count` images precede. A truncated tar yields its complete
+    members and one error."""
     try:
         with fsspec.open(url, "rb") as file:
             file.seek(offset)
@@ -71,11 +78,12 @@ def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0)
                         continue
                     count += 1
                     if (count - 1) % parts == part:
-                        behind = offset + member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                        content = tar.extractfile(member).read()
+                        end = offset + member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                        member_file = tar.extractfile(member)
+                        assert member_file is not None  # a regular file
                         key = str(name.with_suffix(""))
-                        yield {"key": key, "image": content, "error": None, "offset": behind, "count": count}
+                        yield {"key": key, "image": member_file.read(), "error": None, "offset": end, "count": count}
     except tarfile.TarError:
-        if part:  # several readers of one shard see the same end; one of them counts it
+        if part:  # several readers of one shard find the same end; one of them counts it
             return
         yield {"key": url, "image": None, "error": "shard ends in the middle", "offset": 0, "count": 0}

@@ -1,4 +1,4 @@
-"""Where training images come from: what --train_data names -> HF `datasets` streams of encoded images."""
+"""Sources of training images: a value of --train_data -> HF `datasets` streams of encoded images."""
 
 import contextlib
 import itertools
@@ -24,8 +24,8 @@ class FileSource:
 
     Attributes:
         units: paths or URLs of shards; or, for loose files, lists of paths.
-        images: about how many images there are, if that can be known without reading them: by img2dataset's own
-            statistics, else by the first shard.
+        images: the approximate number of images, by img2dataset's statistics, else by the first shard; None if
+            unknown.
     """
 
     units: tuple[str | tuple[str, ...], ...]
@@ -36,8 +36,8 @@ class FileSource:
     ) -> datasets.IterableDataset:
         """One of `lanes` shares of an epoch, from its beginning or from the token of an earlier block.
 
-        The units are dealt out in an order of their own each epoch; where there are fewer units than lanes, each is
-        read in several, every one taking its part."""
+        Each epoch deals the units out in another order. If there are fewer units than lanes, several lanes share each
+        unit."""
         parts = -(-lanes // len(self.units))
         pieces = [(unit, part, parts) for unit in self.units for part in range(parts)]
         order = np.random.default_rng([seed, epoch]).permutation(len(pieces))
@@ -48,13 +48,13 @@ class FileSource:
         )
 
     def token(self, dataset: datasets.IterableDataset, block: dict[str, list]) -> dict:
-        """Where the rows behind this block begin."""
+        """Where the rows after this block begin."""
         return {name: block[name][-1] for name in PLACE}
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """Any other streamed HF data set with an image column."""
+    """Any other streamed HF data set with an image column; attributes as `FileSource`."""
 
     dataset: datasets.IterableDataset
     images: int | None
@@ -62,16 +62,16 @@ class TableSource:
     def epoch(
         self, seed: int, epoch: int, lane: int, lanes: int, token: dict | None = None
     ) -> datasets.IterableDataset:
-        """One of `lanes` shares of an epoch, its shards in an order of their own, from its beginning or a token."""
+        """One of `lanes` shares of an epoch, its shards in random order, from its beginning or a token."""
         epoch_seed = int(np.random.default_rng([seed, epoch]).integers(2**31))
-        # A buffer of one: only the shards are shuffled here, the reader shuffles the images.
+        # A buffer of one: shuffles the shards alone; the reader shuffles the images.
         dataset = split_dataset_by_node(self.dataset.shuffle(epoch_seed, buffer_size=1), lane, lanes)
         if token is not None:
             dataset.load_state_dict(token)
         return dataset
 
     def token(self, dataset: datasets.IterableDataset, block: dict[str, list]) -> dict:
-        """The data set's own state behind the rows that were read."""
+        """The data set's own state after the rows that were read."""
         return dataset.state_dict()
 
 
@@ -79,11 +79,11 @@ Source = FileSource | TableSource
 
 
 def find_source(train_data: str) -> Source:
-    """Resolve and check what --train_data names, reading no more than the beginning of each local shard.
+    """The source that --train_data names, checked; reads only the beginning of each local shard.
 
     Raises:
         NotFoundError: nothing matches.
-        UserError: a shard that is no tar, a folder or shard without images, a hub data set without an image column.
+        UserError: a shard that is not a tar, a folder or shard without images, a hub data set without an image column.
     """
     folder = Path(train_data).expanduser()
     if folder.is_dir():
@@ -123,7 +123,7 @@ def _match(patterns: list[str], train_data: str) -> list[str]:
     if missing:
         raise NotFoundError(
             f"--train_data {train_data!r}: {len(missing)} of {len(patterns)} shards are missing, the first is "
-            f"{missing[0]}. Correct the range, or use a glob to take those that are there."
+            f"{missing[0]}. Correct the range, or use a glob to take the existing ones."
         )
     return found
 
@@ -135,7 +135,7 @@ def _shard_source(shards: list[str]) -> FileSource:
                 tar.next()
         except tarfile.TarError as error:
             raise UserError(
-                f"shard {shard} is no (uncompressed) tar file ({error}). Remove it or download it again."
+                f"shard {shard} is not an (uncompressed) tar file ({error}). Remove it or download it again."
             ) from error
     in_first = _count_images(shards[0])
     if not in_first:
@@ -147,7 +147,7 @@ def _shard_source(shards: list[str]) -> FileSource:
 
 
 def _count_images(shard: str) -> int:
-    """By the headers alone; of a shard that ends in the middle, those before its end."""
+    """The number of images in a shard, by the headers alone; in a truncated one, those before its end."""
     count = 0
     with contextlib.suppress(tarfile.TarError), tarfile.open(shard, "r:") as tar:
         for member in tar:

@@ -19,23 +19,23 @@ from dcr_hf.data.sources import Source
 from dcr_hf.errors import UserError
 
 LANES = 64
-BATCHES_A_LANE = 8  # what a lane should have of an epoch, for its last, partial batch to be a small loss
+BATCHES_A_LANE = 8  # Target batches per lane, so that few images are dropped.
 
 
 @dataclass
 class StreamState:
-    """Where a run is in its data. Small, and the same whatever number of steps was made.
+    """A run's position in its data; its size does not grow with the steps.
 
     Attributes:
-        lanes: into how many independent shares each epoch is dealt. They outlive the processes that read them: a run
-            that goes on with another number of ranks or workers deals the same lanes out anew, and no image is read
+        lanes: the number of independent shares of each epoch. They do not depend on the processes: a run that resumes
+            with another number of ranks or workers deals the same lanes to the new readers, and no image is read
             twice in an epoch.
         block: images that a lane shuffles at a time.
-        readers: ranks times workers that the lanes were last dealt to.
+        readers: ranks times workers, to which the lanes were last dealt.
         batches: consumed by each rank since then.
-        positions: by lane, where it is behind its last consumed batch: epoch, number of the block, the source's token
-            of that block, how many of its images are used. A lane that is not there has not begun.
-        skipped: images left out so far, by reason.
+        positions: by lane, its position after its last consumed batch: epoch, number of the block, the source's token
+            of that block, number of its images used. A missing lane has not begun.
+        skipped: the number of images skipped so far, by reason.
     """
 
     lanes: int
@@ -49,7 +49,7 @@ class StreamState:
 
     @classmethod
     def begin(cls, source: Source, batch_size: int, readers: int, shuffle_buffer: int) -> "StreamState":
-        """Many lanes where there is much data, so that the number of readers can change; one a reader where not."""
+        """The initial state: many lanes for much data, so that the number of readers can change; else one a reader."""
         each = max(1, LANES // readers)
         if source.images is not None:
             each = max(1, min(each, source.images // (readers * batch_size * BATCHES_A_LANE)))
@@ -57,6 +57,7 @@ class StreamState:
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> "StreamState":
+        """The state in a checkpoint folder."""
         state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text()))
         state.positions = {int(lane): position for lane, position in state.positions.items()}
         return state
@@ -65,14 +66,14 @@ class StreamState:
         (Path(checkpoint) / self.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def advanced(self, positions: list[dict[int, dict]], batches: int, skipped: dict[str, int]) -> "StreamState":
-        """This state after each rank has consumed `batches` more and come to these positions of its lanes."""
+        """This state after each rank consumed `batches` more and reached these positions of its lanes."""
         merged = dict(self.positions)
         for of_rank in positions:
             merged |= of_rank
         return replace(self, positions=merged, batches=self.batches + batches, skipped=dict(skipped))
 
     def dealt_to(self, readers: int) -> "StreamState":
-        """This state for that many readers; the same state if nothing changes.
+        """This state, dealt to that many readers.
 
         Raises:
             UserError: more readers than lanes.
@@ -88,26 +89,26 @@ class StreamState:
 
 
 class TrainingImages(IterableDataset):
-    """Endless stream of one rank's images, in whole batches of different images.
+    """Endless stream of one rank's images, in full batches of different images.
 
-    Every epoch is dealt into lanes anew; a reader (one worker of one rank) takes whole batches from its lanes in turn.
-    A lane shuffles its images in blocks and drops what does not fill a batch at the end of its share. Crops depend on
-    seed, epoch and key alone, so that the stream is the same however often it is run, and from wherever it goes on.
+    Every epoch is dealt into lanes; a reader (one worker of one rank) takes full batches from its lanes in turn. A
+    lane shuffles its images in blocks and drops the last, partial batch of its share. Crops depend on seed, epoch and
+    key alone, so that the stream is the same in every run, and exact on resume.
 
     Args:
         source: see `sources.find_source`.
         image_size: side of the square crops, in pixels.
         batch_size: B; a lane's share of an epoch yields a multiple of it.
         seed: of order and crops.
-        rank, world_size: this process and how many there are.
+        rank, world_size: this rank and the number of ranks.
         num_workers: worker processes of this rank's DataLoader.
         shuffle_buffer: images that a reader holds, over all its lanes.
-        max_bad_fraction: of a reader's last 1,000 images; more end the run.
-        state: where to go on; by default at the beginning.
+        max_bad_fraction: largest share of bad images among a reader's last 1,000.
+        state: where to resume; by default at the beginning.
 
     Yields:
-        {"image": uint8 (3, H, W), "key": str, "skipped": [(reason, key), ...] left out since the last batch,
-        "position": (lane, position) behind the batch, on its last item only}.
+        {"image": uint8 (3, H, W), "key": str, "skipped": [(reason, key), ...] since the last batch,
+        "position": (lane, position) after the batch, on its last item only}.
 
     Raises:
         UserError: while iterating, when too many images are bad, or a lane's share does not fill one batch.
@@ -140,10 +141,10 @@ class TrainingImages(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         number = worker.id if worker else 0
-        # A DataLoader takes a batch from each worker in turn, and begins with the first; here that is the worker
-        # whose turn it was.
+        # A DataLoader takes a batch from each worker in turn and begins with the first, so worker 0 takes the lanes of
+        # the one whose turn it was.
         turn = (number + self.state.batches) % self.workers
-        made = -(-(self.state.batches - turn) // self.workers)  # batches that this reader has given so far
+        made = -(-(self.state.batches - turn) // self.workers)  # batches of this reader so far
         lanes = range(self.rank * self.workers + turn, self.state.lanes, self.state.readers)
         window = SkipWindow(self.max_bad_fraction, "--train_data")
         batches = [self._batches(lane, window) for lane in lanes]
@@ -151,35 +152,35 @@ class TrainingImages(IterableDataset):
             yield from next(batches[count % len(batches)])
 
     def _batches(self, lane: int, window: SkipWindow) -> Iterator[list[dict]]:
-        """A lane's batches, each with what was left out since the last and the position behind it."""
+        """A lane's batches, each with the images skipped since the last and the position after it."""
         start = self.state.positions.get(lane, {"epoch": 0, "token": None, "number": 0, "used": 0})
         skipped: list[tuple[str, str]] = []
         for epoch in itertools.count(start["epoch"]):
-            batch, whole = [], start["number"] + start["used"] > 0
+            batch, is_enough = [], start["number"] + start["used"] > 0
             for item, position in self._images(lane, epoch, start, window, skipped):
                 batch.append(item)
                 if len(batch) == self.batch_size:
                     batch[0]["skipped"], skipped[:] = list(skipped), []
                     batch[-1]["position"] = (lane, position)
                     yield batch
-                    batch, whole = [], True
-            if not whole:
+                    batch, is_enough = [], True
+            if not is_enough:
                 self._refuse_small_share(lane, len(batch), skipped)
             start = {"epoch": epoch + 1, "token": None, "number": 0, "used": 0}
 
     def _images(
         self, lane: int, epoch: int, start: dict, window: SkipWindow, skipped: list
     ) -> Iterator[tuple[dict, dict]]:
-        """A lane's usable images of an epoch from `start` on, each with the position behind it."""
+        """A lane's usable images of an epoch from `start`, each with the position after it."""
         token, used = start["token"], start["used"]
         rows = self.source.epoch(self.seed, epoch, lane, self.state.lanes, token)
-        # Whole blocks instead of a rolling buffer: where a lane is, is then a block and a number in it.
+        # Full blocks instead of a rolling buffer: a position is then a block and an index in it.
         for number, block in enumerate(rows.iter(self.state.block), start["number"]):
-            behind = self.source.token(rows, block)
+            next_token = self.source.token(rows, block)
             order = np.random.default_rng([self.seed, epoch, lane, number]).permutation(len(block["key"]))
-            for place in range(used, len(order)):
-                row = {name: column[order[place]] for name, column in block.items()}
-                position = {"epoch": epoch, "token": token, "number": number, "used": place + 1}
+            for index in range(used, len(order)):
+                row = {name: column[order[index]] for name, column in block.items()}
+                position = {"epoch": epoch, "token": token, "number": number, "used": index + 1}
                 try:
                     item = {"image": self._load(row, epoch), "key": row["key"], "skipped": [], "position": None}
                 except BadImageError as error:
@@ -188,13 +189,13 @@ class TrainingImages(IterableDataset):
                 else:
                     window.add_usable()
                     yield item, position
-            token, used = behind, 0
+            token, used = next_token, 0
 
     def _load(self, row: dict, epoch: int) -> Tensor:
         if row["error"] is not None:
             raise BadImageError(row["error"])
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(row["key"].encode())])
-        # Twice what the crop is resized to, so that the decoder's own averaging is not seen in it.
+        # Twice the final size, so that the decoder's own averaging does not show.
         image = decode_image(row["image"], enough=2 * self.image_size)
         return _to_tensor(random_resized_crop(image, self.image_size, rng))
 

@@ -1,6 +1,6 @@
 """The frozen Stable Diffusion: images -> latents, noise and target; predictions for pairs of latent and condition.
 
-What makes those predictions, cheaper or smaller, enters here; it holds no trainable weight and knows no loss.
+Code that makes those predictions belongs here. It holds no trainable weight and knows no loss.
 """
 
 from dcr_hf.denoiser.frozen import FrozenDenoiser, NoiseTarget, PairChunkSize

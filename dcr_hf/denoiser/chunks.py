@@ -11,29 +11,29 @@ from torch.autograd.function import once_differentiable
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
-"""(latents (P,) by number, what each pair's condition brings (P, ...)) -> predictions (P, ...). A pair's prediction
+"""(latent indices (P,), what each pair's condition brings (P, ...)) -> predictions (P, ...). A pair's prediction
 depends on no other pair, and no random numbers are drawn."""
 
 
 @dataclass
 class ChunkPlan:
-    """How pairs go through the UNet.
+    """How pairs pass the UNet.
 
     Attributes:
         size: pairs a chunk.
-        kept: chunks, the last ones, whose activations wait for the backward pass. One is free: its backward pass comes
-            first, and recomputing another one needs the same memory again.
+        kept: how many chunks, the last ones, keep their activations for the backward pass. One is free: its backward
+            pass comes first, and recomputing another one needs the same memory.
     """
 
     size: int
     kept: int = 1
 
     def limit(self, size: int) -> None:
-        """Smaller chunks from now on, because the device ran out of memory."""
+        """Lower the chunk size after the device ran out of memory."""
         if size < self.size:
             logger.warning(
-                f"Out of memory with chunks of {self.size} pairs: going on with {size}. Give --pair_chunk_size {size} "
-                "to start with that."
+                f"Out of memory with chunks of {self.size} pairs: continuing with {size}. Start with that by "
+                f"--pair_chunk_size {size}."
             )
             self.size = size
 
@@ -45,10 +45,10 @@ def predict_in_chunks(
 
     Args:
         evaluate: see `Evaluate`.
-        latents: (P,), which latent each pair has.
+        latents: (P,), the index of each pair's latent.
         conditions: (P, ...), what each pair's condition brings.
         plan: its size shrinks when the device runs out of memory.
-        pad: fill up the last chunk, so that `evaluate` always sees the same shape.
+        pad: pad the last chunk, so that `evaluate` always sees the same shape.
 
     Returns:
         (P, ...)
@@ -67,10 +67,10 @@ def predict_in_chunks(
 
 
 class _Chunk(torch.autograd.Function):
-    """One chunk, with or without its activations kept.
+    """One chunk, whose activations are kept or recomputed.
 
-    Unlike torch.utils.checkpoint it can go on in halves when memory runs out, in the backward pass too: the pairs of a
-    chunk are independent, and no other process has to know.
+    Unlike torch.utils.checkpoint it continues in halves when memory runs out, in the backward pass too: the pairs of a
+    chunk are independent, and no other process is involved.
     """
 
     @staticmethod
@@ -89,7 +89,7 @@ class _Chunk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradients: Tensor):
         def backward(rows: Tensor, conditions: Tensor, gradients: Tensor) -> Tensor:
-            # Popped and not only read, so that the graph is gone when a second attempt has to be made.
+            # Popped, so that the graph is freed before a second attempt.
             leaf, outputs = ctx.graphs.pop() if ctx.graphs else _graph(ctx.evaluate, rows, conditions)
             return torch.autograd.grad(outputs, leaf, gradients)[0]
 
@@ -97,7 +97,7 @@ class _Chunk(torch.autograd.Function):
 
 
 def _graph(evaluate: Evaluate, rows: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-    """The conditions as a leaf, and the predictions with the activations that lead back to it."""
+    """The conditions as a leaf, and the predictions with the graph that leads back to it."""
     leaf = conditions.detach().requires_grad_()
     with torch.enable_grad():
         return leaf, evaluate(rows, leaf)
@@ -115,7 +115,7 @@ def _halving(function: Callable[..., Tensor], plan: ChunkPlan, *arguments: Tenso
                 "--gradient_checkpointing for a smaller encoder."
             )
             raise
-    # Only here, after the error is gone: its traceback holds all that the attempt had allocated.
+    # Only here, after the error is gone: its traceback holds all that the attempt allocated.
     torch.cuda.empty_cache()
     half = (pairs + 1) // 2
     plan.limit(half)

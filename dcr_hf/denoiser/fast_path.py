@@ -1,6 +1,6 @@
 """The exact fast path through a frozen UNet: a condition that is the same for all tokens is one bias vector a layer.
 
-Softmax does not see what is added to every token's key alike, so in each cross-attention layer
+Softmax is invariant to a constant added to every token's key, so in each cross-attention layer
 
     attn2(q | E + 1 c) = attn2(q | E) + W_out W_v c
 
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +23,8 @@ _BLOCKS = {
     "down_block_types": {"DownBlock2D", "CrossAttnDownBlock2D"},
     "up_block_types": {"UpBlock2D", "CrossAttnUpBlock2D"},
 }
-# A UNet's configuration where the condition is one bias a layer (with `only_cross_attention` the tokens enter what is
-# self-attention elsewhere), and where `begin` and `finish` know the way.
+# The configurations where a condition is one bias a layer (with `only_cross_attention` the tokens also enter the
+# self-attention), and where `begin` and `finish` run all layers.
 _WALKED = {
     "attention_type": "default",
     "center_input_sample": False,
@@ -35,7 +35,7 @@ _WALKED = {
 
 
 def why_not_exact(config: Mapping[str, Any]) -> str | None:
-    """What keeps a UNet of this configuration from the fast path; None where it is exact, as in SD 1.x, 2.x and XL."""
+    """Why the fast path is not exact for a UNet of this configuration; None where it is, as for SD 1.x, 2.x and XL."""
     odd = [f"{name} {config[name]!r}" for name, value in _WALKED.items() if config[name] != value]
     odd += [f"{name} {config[name]}" for name, known in _BLOCKS.items() if not known.issuperset(config[name])]
     if "CrossAttnDownBlock2D" not in config["down_block_types"]:
@@ -46,13 +46,16 @@ def why_not_exact(config: Mapping[str, Any]) -> str | None:
 class EmptyPromptAttention(nn.Module):
     """An attention processor for a cross-attention layer: attention to E, plus the condition's bias.
 
-    Tokens (P, N, C) instead of biases (P, L) go through diffusers' own processor.
+    Given tokens (P, N, C) instead of biases (P, L), it runs diffusers' own processor.
 
     Args:
         attention: the layer; its keys and values of E are computed here.
         empty_prompt: E (1, 77, C).
-        columns: the layer's own part of all layers' biases.
+        columns: this layer's part of all layers' biases.
     """
+
+    key: Tensor
+    value: Tensor
 
     def __init__(self, attention: Attention, empty_prompt: Tensor, columns: slice):
         super().__init__()
@@ -84,11 +87,11 @@ def _by_head(tokens: Tensor, heads: int) -> Tensor:
 
 @torch.no_grad()
 def install(unet: UNet2DConditionModel, empty_prompt: Tensor) -> Tensor:
-    """Give every cross-attention layer of `unet` its `EmptyPromptAttention`; only where nothing is `why_not_exact`.
+    """Give every cross-attention layer of `unet` its `EmptyPromptAttention`; needs `why_not_exact` to be None.
 
     Returns:
-        (L, C), the matrices W_out W_v of all layers below each other, in float32 at least; L is the sum of the layers'
-        widths. A condition's biases are this times c.
+        (L, C), the matrices W_out W_v of all layers, stacked, in float32 at least; L is the sum of the layers' widths.
+        This matrix times c gives a condition's biases.
     """
     matrices, start = [], 0
     for attention in (layer for name, layer in unet.named_modules() if name.endswith(".attn2")):
@@ -102,10 +105,10 @@ def install(unet: UNet2DConditionModel, empty_prompt: Tensor) -> Tensor:
 
 
 class Beginning(NamedTuple):
-    """What a noisy latent's conditions share: the UNet up to its first bias. h, w are those of that level."""
+    """The UNet up to its first bias, which a noisy latent's conditions share. h, w are those of that level."""
 
     time: Tensor
-    """(B, T), the embedded timestep, with all else that is added to it"""
+    """(B, T), the time embedding, additions included"""
     skips: tuple[Tensor, ...]
     """(B, C_level, h_level, w_level) each, the skip connections so far"""
     residual: Tensor
@@ -127,24 +130,24 @@ def begin(
     width: int,
     added: dict[str, Tensor] | None = None,
 ) -> Beginning:
-    """The UNet's first convolution, the levels without attention, and of the first transformer with it the residual
-    block, self-attention and cross-attention, without the bias.
+    """The UNet's forward pass up to its first bias: convolution, levels without attention, then residual block,
+    self-attention and cross-attention of the first transformer.
 
     Args:
         unet: after `install`.
         noisy_latents: (B, 4, h, w), in the UNet's dtype.
         timesteps: (B,).
         width: L, of all layers' biases.
-        added: the UNet's `added_cond_kwargs`. They reach the time embedding alone, which no condition enters.
+        added: the UNet's `added_cond_kwargs`. They enter the time embedding alone, as no condition does.
     """
     time = unet.time_embedding(unet.time_proj(timesteps).to(noisy_latents.dtype))
-    addition = unet.get_aug_embed(time, None, added)
+    addition = unet.get_aug_embed(time, None, added)  # type: ignore[arg-type]  # None is allowed
     time = time if addition is None else time + addition
     skips = (unet.conv_in(noisy_latents),)
     first = _first_with_attention(unet)
-    for block in unet.down_blocks[:first]:
-        skips += block(skips[-1], time)[1]
-    block = unet.down_blocks[first]
+    for plain_block in unet.down_blocks[:first]:
+        skips += plain_block(skips[-1], time)[1]
+    block: Any = unet.down_blocks[first]
     residual = block.resnets[0](skips[-1], time)
     transformer = block.attentions[0]
     layer = transformer.transformer_blocks[0]
@@ -155,7 +158,7 @@ def begin(
 
 
 def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> Tensor:
-    """The rest of the UNet's forward pass, from the first bias on.
+    """The rest of the UNet's forward pass, from the first bias.
 
     Args:
         unet: after `install`.
@@ -165,11 +168,11 @@ def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> 
     Returns:
         (P, 4, h, w)
     """
-    time, skips, residual, hidden = beginning
+    time, first_skips, residual, hidden = beginning
     first = _first_with_attention(unet)
-    block = unet.down_blocks[first]
+    block: Any = unet.down_blocks[first]
     sample = _finish_first_transformer(block.attentions[0], residual, hidden, biases)
-    skips = [*skips, sample]
+    skips = [*first_skips, sample]
     for resnet, transformer in zip(block.resnets[1:], block.attentions[1:], strict=True):
         sample = transformer(resnet(sample, time), encoder_hidden_states=biases, return_dict=False)[0]
         skips.append(sample)
@@ -183,7 +186,7 @@ def finish(unet: UNet2DConditionModel, beginning: Beginning, biases: Tensor) -> 
     for block in unet.up_blocks:
         count = len(block.resnets)
         own, skips = tuple(skips[-count:]), skips[:-count]
-        # Odd latents (28 -> 14 -> 7 -> 4) cannot simply be doubled on the way up.
+        # Odd sizes (28 -> 14 -> 7 -> 4) are not restored by doubling.
         size = skips[-1].shape[2:] if skips else None
         sample = block(sample, own, time, upsample_size=size, **_conditions_of(block, biases))
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
@@ -193,7 +196,7 @@ def _first_with_attention(unet: UNet2DConditionModel) -> int:
     return next(number for number, block in enumerate(unet.down_blocks) if isinstance(block, CrossAttnDownBlock2D))
 
 
-def _finish_first_transformer(transformer: nn.Module, residual: Tensor, hidden: Tensor, biases: Tensor) -> Tensor:
+def _finish_first_transformer(transformer: Any, residual: Tensor, hidden: Tensor, biases: Tensor) -> Tensor:
     first, *others = transformer.transformer_blocks
     hidden = hidden + biases[:, None, first.attn2.processor.columns]
     hidden = hidden + first.ff(first.norm3(hidden))

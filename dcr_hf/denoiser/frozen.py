@@ -4,13 +4,15 @@ import logging
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
 from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate, predict_in_chunks
 from dcr_hf.denoiser.fast_path import begin, finish, install, why_not_exact
-from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt
+from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_vae, time_ids
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
 
@@ -22,23 +24,26 @@ PairChunkSize = int | Literal["auto"]
 class FrozenDenoiser(NoiseSchedule):
     """A frozen Stable Diffusion that predicts noise (or velocity) under conditions made from images.
 
-    A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` has the cheaper
-    way to the same predictions. It may bring tokens of its own too (`with_tokens`). The denoiser is never a child of
-    the trained module: it holds no trainable weight, and checkpoints and ZeRO must not see it. It computes in its own
-    dtype, whatever autocast is active, and returns float32.
+    A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` computes the same
+    predictions at less cost. A condition may also bring its own tokens (`with_tokens`). The denoiser is never a child
+    of the trained module: checkpoints and ZeRO must not see it. It computes in its own dtype, whatever autocast is
+    active, and returns float32.
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.
-        empty_prompt: E (1, 77, C), zeros in an SD-XL that was trained so, see `pipeline.embed_empty_prompt`.
+        empty_prompt: E (1, 77, C), zeros for most SD-XL, see `pipeline.embed_empty_prompt`.
         token_norm: the mean norm of the text encoder's tokens of the empty prompt.
-        pooled_prompt: (1, P), what SD-XL gets beside the tokens; None elsewhere.
-        bias_matrix: (L, C), turns a condition into its biases of all cross-attention layers; None where the UNet's
-            layers are such that the fast path would not be exact, and all conditions take the plain one.
-        pair_chunk_size: pairs that go through the UNet at once; 0 for all. All chunks but the last are recomputed in
-            the backward pass, so that the chunk and not B * B sets the peak memory. "auto": by what is free, see
-            `planner`.
-        evaluations: forward passes of the UNet asked for so far, recomputations not counted.
+        pooled_prompt: (1, P), SD-XL's pooled text embedding; None elsewhere.
+        bias_matrix: (L, C), maps a condition to the biases of all cross-attention layers; None where the fast path is
+            not exact for this UNet: all conditions then take the plain path.
+        pair_chunk_size: pairs that pass the UNet at once; 0 for all. All chunks but the last are recomputed in the
+            backward pass, so that the chunk and not B * B sets the peak memory. "auto": by free memory, see `planner`.
+        evaluations: UNet evaluations so far, one a pair, without recomputations.
     """
+
+    empty_prompt: Tensor
+    pooled_prompt: Tensor | None
+    bias_matrix: Tensor | None
 
     def __init__(
         self,
@@ -52,18 +57,17 @@ class FrozenDenoiser(NoiseSchedule):
         token_norm: float | None = None,
     ):
         super().__init__(scheduler, noise_target)
-        self.unet = unet.to(memory_format=torch.channels_last)
-        self.vae = vae.to(memory_format=torch.channels_last)
-        self.condition_width: int = unet.config.cross_attention_dim
+        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers wraps it
+        self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # likewise
+        self.condition_width: int = unet.config["cross_attention_dim"]
         self.pair_chunk_size = pair_chunk_size
         self.evaluations = 0
         self.register_buffer("empty_prompt", empty_prompt.to(unet.dtype), persistent=False)
-        pooled_prompt = None if pooled_prompt is None else pooled_prompt.to(unet.dtype)
-        self.register_buffer("pooled_prompt", pooled_prompt, persistent=False)
+        pooled = None if pooled_prompt is None else pooled_prompt.to(unet.dtype)
+        self.register_buffer("pooled_prompt", pooled, persistent=False)
         self.token_norm = empty_prompt.float().norm(dim=-1).mean().item() if token_norm is None else token_norm
         self.requires_grad_(False).eval()
-        reason = why_not_exact(unet.config)
-        if reason:
+        if reason := why_not_exact(unet.config):
             logger.warning(f"All conditions take the plain path through this denoiser's UNet, because of {reason}.")
         self.register_buffer("bias_matrix", None if reason else install(unet, self.empty_prompt), persistent=False)
         self._plans: dict[tuple, ChunkPlan] = {}
@@ -77,26 +81,22 @@ class FrozenDenoiser(NoiseSchedule):
         noise_target: NoiseTarget = "auto",
         pair_chunk_size: PairChunkSize = 0,
     ) -> "FrozenDenoiser":
-        """Load a diffusers Stable Diffusion 1.x, 2.x or XL folder or id, on the CPU.
+        """A diffusers Stable Diffusion 1.x, 2.x or XL, loaded from a folder or hub id to the CPU.
 
         Args:
-            path_or_id: folder or hub id with unet, vae, scheduler, tokenizer and text_encoder, and an XL's second ones
-                (safetensors).
-            dtype: of UNet, VAE and empty prompt; by default bfloat16 where there is a GPU, else float32. A VAE whose
-                configuration asks for it (`force_upcast`: its activations leave float16's range, as SD-XL's do) is
-                float32 in place of float16.
-            noise_target: "auto" is what the scheduler says that the model predicts.
+            path_or_id: see `check_denoiser`; weights in safetensors.
+            dtype: of UNet, VAE (but see `load_vae`) and empty prompt; by default bfloat16 on a GPU, else float32.
+            noise_target: "auto": the scheduler's prediction type.
             pair_chunk_size: see the class.
         """
         check_denoiser(path_or_id)
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         prompt = embed_empty_prompt(path_or_id)
+        options = {"subfolder": "unet", "torch_dtype": dtype, "use_safetensors": True}
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(
-                path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
-            ),
-            vae=_load_vae(path_or_id, dtype),
+            unet=UNet2DConditionModel.from_pretrained(path_or_id, **options),
+            vae=load_vae(path_or_id, dtype),
             scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
             empty_prompt=prompt.tokens,
             noise_target=noise_target,
@@ -111,7 +111,7 @@ class FrozenDenoiser(NoiseSchedule):
 
     @property
     def prompt_length(self) -> int:
-        """How many tokens E has: 77 in every Stable Diffusion."""
+        """The number of E's tokens: 77 in every Stable Diffusion."""
         return self.empty_prompt.shape[1]
 
     @torch.no_grad()
@@ -125,64 +125,45 @@ class FrozenDenoiser(NoiseSchedule):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> images (B, 3, H, W), about in [0, 1], float32."""
         with _own_dtype(latents):
-            return (
-                self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float() / 2 + 0.5
-            )
+            scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+            return self.vae.decode(scaled).sample.float() / 2 + 0.5
 
     def with_tokens(self, conditions: Tensor, tokens: Tensor | None) -> Tensor:
-        """Conditions that bring tokens of their own, in the form that the predictions take.
+        """Conditions with their own tokens, as `predict_chosen` takes them.
 
         Args:
             conditions: c (B, C), added to every token of the empty prompt.
-            tokens: (B, M, C), which the cross-attention sees beside those; None for c alone.
+            tokens: (B, M, C), appended to those for the cross-attention; None for c alone.
 
         Returns:
-            (B, 77 + M, C), or c as it came.
+            (B, 77 + M, C), or c unchanged.
         """
         if tokens is None:
             return conditions
         return torch.cat([conditions[:, None].expand(-1, self.prompt_length, -1), tokens], dim=1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        """The prediction for each noisy latent under its own condition.
-
-        Args:
-            noisy_latents: n (B, 4, h, w).
-            timesteps: t (B,).
-            conditions: c (B, C), or others of `predict_chosen`'s.
-
-        Returns:
-            (B, 4, h, w), float32, differentiable in the conditions.
-        """
+        """The prediction (B, 4, h, w) for each noisy latent under its own of B conditions; see `predict_chosen`."""
         own = torch.arange(len(noisy_latents), device=noisy_latents.device)[:, None]
         return self.predict_chosen(noisy_latents, timesteps, conditions, own).squeeze(1)
 
     def predict_pairs(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        """P: the prediction for every noisy latent under every condition.
-
-        Args:
-            noisy_latents: n (B, 4, h, w).
-            timesteps: t (B,).
-            conditions: c (K, C), or others of `predict_chosen`'s.
-
-        Returns:
-            (B, K, 4, h, w), float32, differentiable in the conditions.
-        """
+        """P (B, K, 4, h, w): the prediction for every noisy latent under every condition; see `predict_chosen`."""
         every = torch.arange(len(conditions), device=noisy_latents.device).expand(len(noisy_latents), -1)
         return self.predict_chosen(noisy_latents, timesteps, conditions, every)
 
     def predict_chosen(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor, chosen: Tensor) -> Tensor:
-        """The predictions for every noisy latent under conditions of its own choice.
+        """The predictions for every noisy latent under the conditions chosen for it.
 
-        Conditions that are the same for all tokens take the fast path (`fast_path`) through a UNet where that is
-        exact, others the plain one: with `conditions[:, None].expand(-1, 77, -1)` the two can be compared.
+        Conditions that are the same for all tokens take the fast path where it is exact for this UNet, others the
+        plain path: `conditions[:, None].expand(-1, 77, -1)` forces the plain one, for comparison.
 
         Args:
             noisy_latents: n (B, 4, h, w).
             timesteps: t (B,).
-            conditions: c (K, C); or (K, 77, C) with one vector a token; or (K, 77 + M, C), whose last M are tokens
-                that stand beside those of E, see `with_tokens`.
-            chosen: (B, M), [i, m] is the number of the m-th condition of latent i.
+            conditions: c (K, C); or (K, 77, C) with one vector a token; or (K, 77 + M, C), whose last M are
+                tokens of its own, see `with_tokens`.
+            chosen: (B, M), [i, m] is the index of the m-th condition of latent i.
 
         Returns:
             (B, M, 4, h, w), float32, differentiable in the conditions.
@@ -198,18 +179,20 @@ class FrozenDenoiser(NoiseSchedule):
         return flat.float().unflatten(0, chosen.shape)  # (B, M, 4, h, w)
 
     def _fast_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
-        """A condition brings one bias vector a layer: (K, L)."""
-        beginning = begin(self.unet, noisy_latents, timesteps, len(self.bias_matrix), self._added(noisy_latents))
+        """Turns each condition into one bias vector a layer: (K, L)."""
+        matrix = self.bias_matrix
+        assert matrix is not None
+        beginning = begin(self.unet, noisy_latents, timesteps, len(matrix), self._added(noisy_latents))
 
         def evaluate(rows: Tensor, biases: Tensor) -> Tensor:
             with _own_dtype(biases):
                 return self._finish(self.unet, beginning.of(rows), biases.to(self.dtype))
 
-        return evaluate, F.linear(conditions.to(self.bias_matrix.dtype), self.bias_matrix)
+        return evaluate, F.linear(conditions.to(matrix.dtype), matrix)
 
     def _plain_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
-        """Right for any condition: E + c, and the tokens that stand beside, through the UNet's own cross-attention. A
-        condition brings itself: (K, 77 + M, C), or c as (K, 1, C)."""
+        """Passes the condition unchanged, (K, 77 + M, C) or c as (K, 1, C): E + c and its own tokens go through the
+        UNet's own cross-attention. Right for any condition."""
         added = self._added(noisy_latents)
 
         def evaluate(rows: Tensor, conditions: Tensor) -> Tensor:
@@ -223,43 +206,32 @@ class FrozenDenoiser(NoiseSchedule):
         return evaluate, conditions[:, None] if conditions.ndim == 2 else conditions
 
     def _added(self, noisy_latents: Tensor) -> dict[str, Tensor] | None:
-        """SD-XL's other inputs, for all latents alike: the pooled prompt, and the size of images that were as large as
-        these, seen whole: (height, width, top 0, left 0, height, width) in pixels, (1, 6)."""
+        """SD-XL's other inputs, the same for all latents; None for other denoisers."""
         if self.pooled_prompt is None:
             return None
-        pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = (pixels * side for side in noisy_latents.shape[-2:])
-        # Filled on the device: a list would have to be copied there at every step.
-        ids = [torch.full((1,), size, device=noisy_latents.device) for size in (height, width, 0, 0, height, width)]
-        return {"text_embeds": self.pooled_prompt, "time_ids": torch.stack(ids, dim=1)}
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent's side
+        return {"text_embeds": self.pooled_prompt, "time_ids": time_ids(noisy_latents, scale)}
 
     def _plan(self, evaluate: Evaluate, rows: Tensor, brought: Tensor) -> ChunkPlan:
-        """Made once for each number and kind of pairs, so that all steps of a run have the same chunks."""
+        """The plan for this number and kind of pairs, made once, so that all steps of a run have the same chunks."""
         key = (self.pair_chunk_size, *brought.shape)
         if key not in self._plans:
-            automatic = self.pair_chunk_size == "auto"
-            self._plans[key] = (
-                make_plan(evaluate, rows, brought) if automatic else ChunkPlan(self.pair_chunk_size or len(rows))
-            )
+            size = self.pair_chunk_size
+            plan = make_plan(evaluate, rows, brought) if size == "auto" else ChunkPlan(size or len(rows))
+            self._plans[key] = plan
         return self._plans[key]
 
-    def plan_anew(self) -> None:
-        """Forget what was measured: another model has to fit beside the pairs now."""
+    def reset_chunk_plans(self) -> None:
+        """Forget the measured plans: call it when another model shares the device's memory with the pairs."""
         self._plans.clear()
 
     def compile_unet(self, backend: str = "inductor", mode: str | None = None) -> None:
-        """Compile what every chunk runs, for one fixed shape: the last chunk is filled up from now on."""
+        """Compile what every chunk runs, for one fixed shape: the last chunk is padded from now on."""
         self._finish = torch.compile(finish, backend=backend, mode=mode, dynamic=False)
         self._forward = torch.compile(self.unet.forward, backend=backend, mode=mode, dynamic=False)
         self._compiled = True
 
 
-def _load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
-    asks = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # older files do not
-    dtype = torch.float32 if asks and dtype == torch.float16 else dtype
-    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-
-
 def _own_dtype(tensor: Tensor) -> torch.autocast:
-    """No autocast. Said again in what the backward pass recomputes, which may run under another one."""
+    """A context without autocast. Re-entered on recomputation, where autocast may differ."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,10 +1,11 @@
-"""A Stable Diffusion folder or id: what it must hold, what it was trained to predict, its empty prompt."""
+"""A Stable Diffusion folder or id: its checks, its prediction target, its empty prompt and its VAE."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -16,7 +17,7 @@ _TARGET_OF_PREDICTION_TYPE = {"epsilon": "epsilon", "v_prediction": "velocity"}
 _PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 _XL_PARTS = (*_PARTS, "tokenizer_2", "text_encoder_2")
 _FILES = ["model_index.json", "*/*.json", "tokenizer*/*"]
-# Inputs of other pipelines' UNets, which nothing here could give; SD-XL's own is `addition_embed_type`.
+# Inputs of other pipelines' UNets, which are not supported; SD-XL's own is `addition_embed_type`.
 _NO_INPUTS = {
     "class_embed_type": None,
     "num_class_embeds": None,
@@ -29,18 +30,18 @@ TIME_IDS = 6  # original height and width, top and left of the crop, target heig
 
 
 class EmptyPrompt(NamedTuple):
-    """What the denoiser sees of an image that has no caption."""
+    """The denoiser's text inputs for an image without a caption."""
 
     tokens: Tensor
     """E (1, 77, C)"""
     token_norm: float
     """the mean norm of the text encoders' tokens of the empty prompt; that of E, unless E is zeros"""
     pooled: Tensor | None = None
-    """(1, P), of SD-XL"""
+    """(1, P), SD-XL's alone"""
 
 
 def check_denoiser(path_or_id: str) -> int:
-    """Raise, before any weights are read, unless this is one of the `SUPPORTED`.
+    """Raise unless this denoiser is `SUPPORTED`; reads no weights.
 
     Returns:
         C, the width of its conditions.
@@ -97,13 +98,13 @@ def _check_unet(path_or_id: str, unet: dict[str, Any]) -> None:
         odd.append(f"addition_embed_type {unet['addition_embed_type']!r}")
     if odd:
         raise UserError(
-            f"denoiser {path_or_id!r} has a UNet that wants other inputs too ({', '.join(odd)}). Supported are "
+            f"denoiser {path_or_id!r} has a UNet that needs other inputs too ({', '.join(odd)}). Supported are "
             f"{SUPPORTED}."
         )
 
 
 def _check_text_encoders(path_or_id: str, folder: Path, unet: dict[str, Any]) -> None:
-    """Of CLIP's kind, of the UNet's width; with SD-XL's UNet, the second one's pooled output fits it too."""
+    """Raise unless they are CLIP's, fit the UNet's width and, for SD-XL, the second one's pooled output fits too."""
     is_xl = unet.get("addition_embed_type") == "text_time"
     parts = ["text_encoder", "text_encoder_2"] if is_xl else ["text_encoder"]
     if (folder / "text_encoder_2").is_dir() != is_xl:
@@ -152,14 +153,12 @@ def native_target(path_or_id: str, scheduler_config: dict) -> str:
 
 @torch.no_grad()
 def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
-    """What the denoiser was given in training for images without a caption, to which conditions are then added.
+    """The denoiser's input for images without a caption, as it was trained; conditions are added to it.
 
-    SD 1.x and 2.x had the empty string in a tenth of the captions' places: E is what their text encoder makes of it.
-    SD-XL has two text encoders, whose last but one layers stand side by side, and takes the second one's pooled
-    output too. There captions were left out by zeros in place of their embeddings; its `model_index.json` says so
-    (`force_zeros_for_empty_prompt`), and then E and the pooled prompt are zeros: this, and not the encoding of an
-    empty string, is the input that its predictions without a caption were trained on. A pipeline that says false
-    gets the encoded one.
+    SD 1.x and 2.x were trained with the empty string in place of a tenth of the captions: E is their text encoder's
+    output for it. SD-XL concatenates the last but one layers of two text encoders and also takes the pooled output of
+    the second. It was trained with zeros in place of missing captions' embeddings. Where its `model_index.json` sets
+    `force_zeros_for_empty_prompt`, E and the pooled prompt are zeros; where that is false, the encoded empty string.
 
     The text encoders are dropped afterwards: E never changes.
     """
@@ -171,10 +170,30 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
     first = _encode(path_or_id, "", CLIPTextModel)
     second = _encode(path_or_id, "_2", CLIPTextModelWithProjection)
     tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)  # (1, 77, C)
-    prompt = EmptyPrompt(tokens, _token_norm(tokens), second.text_embeds)
+    norm, pooled = _token_norm(tokens), second.text_embeds
     if index.get("force_zeros_for_empty_prompt", True):  # diffusers' default too
-        return prompt._replace(tokens=torch.zeros_like(tokens), pooled=torch.zeros_like(prompt.pooled))
-    return prompt
+        return EmptyPrompt(torch.zeros_like(tokens), norm, torch.zeros_like(pooled))
+    return EmptyPrompt(tokens, norm, pooled)
+
+
+def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
+    """The pipeline's VAE; in float32 instead of float16 where its configuration asks for it (`force_upcast`)."""
+    upcast = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # absent in older files
+    dtype = torch.float32 if upcast and dtype == torch.float16 else dtype
+    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+
+
+def time_ids(latents: Tensor, scale: int) -> Tensor:
+    """SD-XL's time ids (1, 6) of uncropped images: (height, width, top 0, left 0, height, width) in pixels.
+
+    Args:
+        latents: (B, 4, h, w).
+        scale: pixels a latent's side.
+    """
+    height, width = (scale * side for side in latents.shape[-2:])
+    # Filled on the device: a list would be copied there at every step.
+    ids = [torch.full((1,), size, device=latents.device) for size in (height, width, 0, 0, height, width)]
+    return torch.stack(ids, dim=1)
 
 
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):

@@ -1,4 +1,4 @@
-"""How many pairs of latent and condition fit: what one takes, what is free, and the plan that follows."""
+"""The chunk plan: the memory that a pair takes, the free memory, and the chunks that fit."""
 
 import logging
 import math
@@ -15,27 +15,27 @@ from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate
 logger = logging.getLogger(__name__)
 
 PROBE = 4
-# Smaller chunks leave a GPU idle between kernels; only taken when this many do not fit.
+# Smaller chunks leave a GPU idle between kernels; they are taken only where this many do not fit.
 SMALL = 32
-# Of the whole device: fragmentation, other processes, and the optimizer's state, which comes after the first step.
+# A share of the device, left for fragmentation, other processes and the optimizer's state, allocated after step 1.
 MARGIN = 0.1
-# On a CPU nothing is measured, so that a run and its continuation take the same chunks and stay equal to the last bit.
+# On a CPU nothing is measured, so that a resumed run takes the same chunks and stays exact.
 CPU_BUDGET = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class PairMemory:
-    """Bytes that a pair takes: activations kept for the backward pass, and what works on top of them."""
+    """Bytes that a pair takes: activations kept for the backward pass, and temporary ones on top of them."""
 
     kept: int
     working: int
 
 
 def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
-    """The plan that recomputes the fewest pairs within `budget` bytes, and of those the one with the largest chunks.
+    """The plan that recomputes the fewest pairs within `budget` bytes; among equals, the one with the largest chunks.
 
     Chunks of fewer than `SMALL` pairs are taken only where twice as many do not fit. If not even one pair fits, the
-    plan is to try with one.
+    plan tries one.
     """
     fits = budget // (memory.kept + memory.working)
     if fits == 0:
@@ -51,10 +51,10 @@ def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
 
 
 def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemory:
-    """What a pair takes, by one forward and backward pass of a few pairs.
+    """The memory that a pair takes, by one forward and backward pass of a few pairs.
 
-    On a GPU by its allocator; elsewhere by counting the bytes of all tensors that live at once, which is the same on
-    every machine (and works without memory on the meta device).
+    On a GPU the allocator measures it. Elsewhere the bytes of all live tensors are counted, which gives the same on
+    every machine (and allocates nothing on the meta device).
     """
     rows, leaf = latents[:PROBE], conditions[:PROBE].detach().requires_grad_()
     measured = _measure_cuda if leaf.is_cuda else _measure_by_counting
@@ -64,7 +64,7 @@ def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemo
 
 
 def _measure_cuda(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
-    for _ in range(2):  # the first pass also allocates the libraries' work spaces, which stay
+    for _ in range(2):  # the first pass also allocates the libraries' persistent workspaces
         torch.cuda.synchronize(leaf.device)
         torch.cuda.reset_peak_memory_stats(leaf.device)
         before = torch.cuda.memory_allocated(leaf.device)
@@ -86,13 +86,13 @@ def _measure_by_counting(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tupl
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations inside it make and that are alive.
+    """Counts the bytes of live tensors that operations inside it made.
 
     Attributes:
-        now, peak: bytes, of what was made since entering.
+        now, peak: bytes made since entering.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known: set[int] = set()
@@ -124,7 +124,7 @@ def _identity(tensor: Tensor) -> int:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that pairs may take: of a GPU what is free now, less a margin; of any other device a fixed amount."""
+    """Bytes that pairs may take: a GPU's free memory less a margin; a fixed amount on any other device."""
     if device.type != "cuda":
         return CPU_BUDGET
     free, total = torch.cuda.mem_get_info(device)
@@ -133,13 +133,13 @@ def memory_budget(device: torch.device) -> int:
 
 
 def make_plan(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> ChunkPlan:
-    """Measure a pair and choose; says what was found. See `measure` and `choose_plan`."""
+    """The plan for these pairs, by `measure` and `choose_plan`; logs both."""
     memory = measure(evaluate, latents, conditions)
     budget = memory_budget(conditions.device)
     plan = choose_plan(len(latents), memory, budget)
     logger.info(
         f"--pair_chunk_size auto: {len(latents)} pairs in chunks of {plan.size}, the last {plan.kept} without "
-        f"recomputation. A pair takes {memory.kept / 2**20:.1f} MiB, and {memory.working / 2**20:.1f} MiB while it is "
-        f"worked on; there are {budget / 2**30:.1f} GiB for them."
+        f"recomputation. A pair keeps {memory.kept / 2**20:.1f} MiB and takes {memory.working / 2**20:.1f} MiB more "
+        f"while it is computed; {budget / 2**30:.1f} GiB are available."
     )
     return plan

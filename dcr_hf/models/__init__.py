@@ -1,6 +1,6 @@
 """The trained side: CLIP families, the vision encoder, the projector, and ConditionModel that joins them.
 
-What loads, holds, saves or merges these weights enters here; the denoiser and training do not.
+Code that loads, holds, saves or merges these weights belongs here; the denoiser and training do not.
 """
 
 from dcr_hf.models.condition import ConditionModel, Encoded

@@ -1,7 +1,7 @@
 """ConditionModel = encoder + projector: the only module that is trained."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -14,47 +14,47 @@ from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
 
 
 def kept_count(patches: int, ratio: float) -> int:
-    """M, the nearest to this share of N patches, at least one."""
+    """M, the number of patches kept: this share of N, rounded, at least one."""
     return max(1, round(ratio * patches))
 
 
 def choose_patches(images: int, patches: int, ratio: float, at_random: bool, device: torch.device) -> Tensor:
-    """Numbers (B, M) of `kept_count` different patches of each image.
+    """Indices (B, M) of `kept_count` different patches of each image.
 
     Args:
         images, patches: B and N.
-        at_random: others for every image at every call; otherwise the same, as evenly spaced as can be.
+        at_random: drawn for every image at every call; else always the same, evenly spaced.
     """
     count = kept_count(patches, ratio)
     if at_random:
-        # The largest of random numbers: a draw without replacement that the host need not wait for.
+        # The largest of random numbers: a draw without replacement, without a wait of the host.
         return torch.rand(images, patches, device=device).topk(count).indices
     evenly = (2 * torch.arange(count, device=device) + 1) * patches // (2 * count)  # the middles of M equal parts
     return evenly.expand(images, -1)
 
 
 class Encoded(NamedTuple):
-    """What the trained model makes of B images."""
+    """The trained model's outputs for B images."""
 
     embeddings: Tensor
     """z = f(x), (B, D)"""
     conditions: Tensor
     """c = h(z), (B, C)"""
     tokens: Tensor | None = None
-    """of M of each image's patches, (B, M, C), where the condition has any"""
+    """of M patches of each image, (B, M, C); None if the condition has none"""
     originals: Tensor | None = None
     """the original encoder's z of the first images, (K, D), without gradient"""
 
 
 class ConditionModel(nn.Module):
-    """Images in [0, 1] -> embeddings z = f(x) and conditions c = h(z). What is trained is what requires a gradient.
+    """Images in [0, 1] -> embeddings z = f(x) and conditions c = h(z). Trains the parameters that require a gradient.
 
     Args:
-        patch_keep_ratio: of the patches whose tokens join the condition, chosen anew for every image at every call
+        patch_keep_ratio: share of the patches whose tokens join the condition, drawn for every image at every call
             (always the same in eval mode). For a projector with `patch_width`; None for one without.
 
     Raises:
-        ValueError: there is one without the other.
+        ValueError: only one of patch_keep_ratio and patch_width is given.
     """
 
     def __init__(self, encoder: ImageEncoder, projector: Projector, patch_keep_ratio: float | None = None):
@@ -73,22 +73,23 @@ class ConditionModel(nn.Module):
         """(B, 3, H, W) in [0, 1] -> z (B, D), c (B, C) and, with patches, their tokens (B, M, C).
 
         Args:
-            originals: of so many of the images, the first, also what the original encoder says. In the same call,
-                since a strategy that divides the weights has them together only here.
+            originals: also return the frozen encoder's embeddings of the first N images. In the same call, since
+                sharded weights are gathered only during it.
         """
         original = self.encoder.original(images[:originals]) if originals else None
         embeddings, patches = self.encoder.features(images)
-        tokens = None if self.patch_keep_ratio is None else self.projector.tokens(self._kept(patches))
+        ratio = self.patch_keep_ratio
+        tokens = None if ratio is None else self.projector.tokens(self._kept(patches, ratio))
         return Encoded(embeddings, self.projector(embeddings), tokens, original)
 
-    def _kept(self, patches: Tensor) -> Tensor:
+    def _kept(self, patches: Tensor, ratio: float) -> Tensor:
         """(B, N, W) -> (B, M, W)"""
-        numbers = choose_patches(*patches.shape[:2], self.patch_keep_ratio, self.training, patches.device)
-        return patches.take_along_dim(numbers[:, :, None], dim=1)
+        indices = choose_patches(patches.shape[0], patches.shape[1], ratio, self.training, patches.device)
+        return patches.take_along_dim(indices[:, :, None], dim=1)
 
     @property
     def kept_patches(self) -> int:
-        """M, how many of an image's patches have a token in its condition; 0 without patches."""
+        """M, the number of an image's patches with a token in its condition; 0 without patches."""
         ratio = self.patch_keep_ratio
         return 0 if ratio is None else kept_count(self.encoder.patch_count, ratio)
 
@@ -101,32 +102,33 @@ class ConditionModel(nn.Module):
         return any(parameter.requires_grad for parameter in self.projector.parameters())
 
     def train(self, mode: bool = True) -> "ConditionModel":
-        """A frozen encoder stays in eval mode, so that stage 1 sees the encoder as it will be used."""
+        """Set the mode; a frozen encoder stays in eval mode, so that stage 1 sees it as it will be used."""
         super().train(mode)
         self.encoder.train(mode and self.trains_encoder)
         return self
 
     def gradient_checkpointing_enable(self, **kwargs) -> None:
         """`--gradient_checkpointing`: recompute the encoder's layers in the backward pass."""
-        # Of the vision tower: for the whole SigLIP transformers looks for the text side, which was dropped.
-        self.encoder.model.vision_model.gradient_checkpointing_enable(**kwargs)
+        # The tower's alone: on a complete SigLIP, transformers looks for the text side, which was dropped.
+        tower: Any = self.encoder.model.vision_model
+        tower.gradient_checkpointing_enable(**kwargs)
 
     def save_trained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what is trained and nothing else: `projector/`; peft's adapter files, or the vision side's weights.
+        """Write the trained weights alone: `projector/`; peft's adapter files, or the vision side's weights.
 
         Args:
-            folder: made if it does not exist.
-            state_dict: this module's weights, where they had to be gathered from several devices.
+            folder: created if missing.
+            state_dict: this module's weights, if they were gathered from several devices.
         """
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.trains_projector:
-            with torch.device("meta"):  # not initialised: that would draw from the generator that training uses
+            with torch.device("meta"):  # not initialised: that would change the RNG state
                 own = self.projector
                 gathered = Projector(own.embedding_width, own.condition_width, own.patch_width)
             gathered.load_state_dict(_below("projector.", state_dict), assign=True)
             gathered.save_pretrained(Path(folder) / PROJECTOR_FOLDER)
         if self.trains_encoder and isinstance(self.encoder.model, PeftModel):
-            self.encoder.model.save_pretrained(folder, state_dict=_below("encoder.model.", state_dict))
+            self.encoder.model.save_pretrained(str(folder), state_dict=_below("encoder.model.", state_dict))
         elif self.trains_encoder:
             trained = {name for name, parameter in self.encoder.model.named_parameters() if parameter.requires_grad}
             weights = _below("encoder.model.", state_dict)
@@ -134,11 +136,11 @@ class ConditionModel(nn.Module):
             save_file(
                 {name: weights[name].contiguous() for name in sorted(trained)},
                 Path(folder) / VISION_WEIGHTS,
-                metadata={"format": "pt", "base_model_name_or_path": self.encoder.model.name_or_path},
+                metadata={"format": "pt", "base_model_name_or_path": str(self.encoder.model.name_or_path)},
             )
 
     def load_trained(self, folder: str | Path) -> None:
-        """Read back what `save_trained` wrote for a model of the same kind."""
+        """Load what `save_trained` wrote for a model of the same kind."""
         if self.trains_projector:
             self.projector.load_state_dict(load_file(Path(folder) / PROJECTOR_FOLDER / PROJECTOR_WEIGHTS))
         if self.trains_encoder and isinstance(self.encoder.model, PeftModel):

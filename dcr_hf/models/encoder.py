@@ -2,15 +2,12 @@
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    PreTrainedModel,
-)
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from dcr_hf.errors import UserError
 from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config
@@ -18,7 +15,7 @@ from dcr_hf.models.loading import load_complete
 
 
 class Features(NamedTuple):
-    """What the vision side makes of B images, in one forward pass."""
+    """The vision side's outputs for B images, from one forward pass."""
 
     embeddings: Tensor
     """z = f(x), (B, D), not normalised to unit length"""
@@ -29,25 +26,30 @@ class Features(NamedTuple):
 class ImageEncoder(nn.Module):
     """The vision side of a CLIP-family model: images in [0, 1] -> z = f(x).
 
-    The text side is dropped after loading: nothing here uses it, and it is as large as the vision side. Module names
-    are kept, so that adapters trained here load on the full dual encoder.
+    The text side is dropped after loading: nothing here uses it. Module names stay, so that adapters trained here load
+    on the complete dual encoder.
 
     Attributes:
         model: the dual encoder without its text side; a `PeftModel` around it once LoRA is added.
         image_size: side of the square input, in pixels.
         embedding_width: D, the width of z.
         patch_width: W, the width of the patches' hidden states.
-        patch_count: N, how many patches an image has.
+        patch_count: N, the number of an image's patches.
         mean, std: (1, 3, 1, 1), the checkpoint's own pixel statistics.
-        frozen_copy: the model as it was, where `keep_original` was called; None otherwise.
+        frozen_copy: the model before training, if `keep_original` was called; else None.
     """
+
+    model: PreTrainedModel | PeftModel
+    frozen_copy: PreTrainedModel | PeftModel | None
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
         super().__init__()
-        for name in family.beside_vision:
+        for name in family.non_vision_modules:
             delattr(model, name)
         self.model = model.requires_grad_(False)
-        self.frozen_copy: PreTrainedModel | None = None
+        self.frozen_copy = None
         self.family = family
         vision = model.config.vision_config
         self.image_size: int = vision.image_size
@@ -59,7 +61,7 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_id: str) -> "ImageEncoder":
-        """Load a CLIP or SigLIP folder or id in float32, frozen.
+        """Load a CLIP or SigLIP folder or hub id in float32, frozen.
 
         Raises:
             UserError: not a CLIP or SigLIP, or an image processor of another size than the tower.
@@ -90,7 +92,7 @@ class ImageEncoder(nn.Module):
         """(B, 3, H, W) in [0, 1] -> z and the patches' last hidden states."""
         return self._features(self.model, images)
 
-    def _features(self, model: PreTrainedModel | PeftModel, images: Tensor) -> Features:
+    def _features(self, model: Any, images: Tensor) -> Features:
         output = model.get_image_features(pixel_values=self.normalize(images))
         return Features(output.pooler_output, output.last_hidden_state[:, self.family.class_tokens :])
 
@@ -98,10 +100,11 @@ class ImageEncoder(nn.Module):
     def original(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> z (B, D) of the encoder as it was before training, in eval mode.
 
-        With adapters the base is asked without them. Without, `keep_original` must have been called before training.
+        With adapters: the base without them. Else `keep_original` must have been called before training.
         """
         if self.frozen_copy is not None:
             return self._features(self.frozen_copy.eval(), images).embeddings
+        assert isinstance(self.model, PeftModel)
         training = self.model.training
         with self.model.eval().disable_adapter():
             embeddings = self._features(self.model, images).embeddings
@@ -113,13 +116,17 @@ class ImageEncoder(nn.Module):
         self.frozen_copy = copy.deepcopy(self.model)
 
     def unfreeze(self) -> None:
-        """Train the whole vision side itself, without adapters."""
+        """Train the weights of the complete vision side, without adapters."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(self.family.export_prefixes))
 
     def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
         """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen."""
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self.family.lora_targets, bias="none"
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any number
+            lora_dropout=dropout,
+            target_modules=self.family.lora_targets,
+            bias="none",
         )
         self.model = get_peft_model(self.model, config)

@@ -1,16 +1,15 @@
-"""The whole dual encoder from disk, with what stage 2 trained merged in."""
+"""The complete dual encoder from disk, with what stage 2 trained merged in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from dcr_hf.errors import UserError, as_user_error
@@ -19,8 +18,10 @@ from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
 
 
 def load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
+    """The dual encoder in float32; raises a UserError if the checkpoint lacks weights."""
     with as_user_error(f"encoder {path_or_id!r}", OSError, SafetensorError):
-        model, report = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
+    model, report = loaded
     if report["missing_keys"]:  # transformers would leave them random, with no error
         missing = sorted(report["missing_keys"])
         raise UserError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
@@ -29,7 +30,7 @@ def load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' report of weights that a model does not take: here that is meant."""
+    """Suppress expected unused-weight warnings."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -39,7 +40,7 @@ def quietly() -> Iterator[None]:
 
 
 def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> PreTrainedModel:
-    """The whole dual encoder in float32, text tower included, in eval mode.
+    """The complete dual encoder in float32, text tower included, in eval mode.
 
     Args:
         path_or_id: the base.

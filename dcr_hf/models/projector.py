@@ -1,7 +1,10 @@
-"""The projector h: embeddings -> conditions; on disk, and whether it fits."""
+"""The projector h: embeddings -> conditions; its files and their checks."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -16,7 +19,7 @@ class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["d
     """h: image embeddings z (..., D) -> conditions c (..., C) for the denoiser's cross-attention.
 
     Attributes:
-        patch_width: W, where a second network of the same form makes tokens of patches; None where there is none.
+        patch_width: W, where a second network of the same form maps patches to tokens; None without it.
     """
 
     def __init__(self, embedding_width: int, condition_width: int, patch_width: int | None = None):
@@ -31,8 +34,15 @@ class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["d
         return self.layers(embeddings)
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Hidden states of patches (..., W) -> tokens (..., C) that stand beside the prompt's; with `patch_width`."""
+        """Hidden states of patches (..., W) -> tokens (..., C), appended to the prompt's; needs `patch_width`."""
+        assert self.patch_layers is not None
         return self.patch_layers(patches)
+
+    @classmethod
+    def _from_pretrained(cls, **options: Any) -> "Projector":
+        """What `from_pretrained` returns, without the line that huggingface_hub prints."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super()._from_pretrained(**options)
 
 
 def _perceptron(width: int, condition_width: int) -> nn.Sequential:
@@ -50,32 +60,32 @@ def check_projector(
     """The folder of the projector's files, if it fits between this encoder and this denoiser.
 
     Args:
-        patch_width: the encoder's, where patch tokens are wanted in the condition; None where not.
+        patch_width: the encoder's, if the condition is to have patch tokens; else None.
 
     Raises:
         NotFoundError: there is no projector.
-        UserError: it was trained for other widths, both are named; or with patch tokens, or without.
+        UserError: it was trained for other widths (the message names both), or for the other --condition.
     """
-    place = find_projector(folder)
-    if place is None:
+    found_in = find_projector(folder)
+    if found_in is None:
         raise NotFoundError(
             f"{folder} holds no projector: neither {PROJECTOR_WEIGHTS} nor {PROJECTOR_FOLDER}/{PROJECTOR_WEIGHTS}. "
             "--stage 2 needs stage 1's projector: run --stage 1 into the same --output_dir first, or give --projector."
         )
     with as_user_error(f"the projector in {folder}: config.json", OSError, ValueError):
-        config = json.loads((place / "config.json").read_text())
+        config = json.loads((found_in / "config.json").read_text())
     if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):
         raise UserError(
             f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
             f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
             f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
         )
-    found = config.get("patch_width")  # older ones do not say
+    found = config.get("patch_width")  # absent in older ones
     if (found is None) != (patch_width is None):
         trained, wanted = ("cls" if width is None else "patches" for width in (found, patch_width))
         raise UserError(
-            f"the projector in {folder} was trained with --condition {trained}; what is wanted here is one of "
-            f"--condition {wanted}. Give such a one, train with the --condition that it has, or begin in another "
+            f"the projector in {folder} was trained with --condition {trained}; --condition {wanted} needs "
+            f"another. Give a projector trained with it, train with --condition {trained}, or start in another "
             "--output_dir."
         )
     if found != patch_width:
@@ -83,10 +93,10 @@ def check_projector(
             f"the projector in {folder} maps patches of width {found}; this encoder's patches have width "
             f"{patch_width}. Give the --projector that was trained for them, or run --stage 1."
         )
-    return place
+    return found_in
 
 
 def find_projector(folder: str | Path) -> Path | None:
     """The folder of the projector's own files: `folder` itself, its `projector/`, or None if neither has weights."""
     candidates = (Path(folder), Path(folder) / PROJECTOR_FOLDER)
-    return next((place for place in candidates if (place / PROJECTOR_WEIGHTS).is_file()), None)
+    return next((path for path in candidates if (path / PROJECTOR_WEIGHTS).is_file()), None)

@@ -1,6 +1,6 @@
 """Objectives: which predictions of the denoiser feed which loss. One function each; OBJECTIVES names them.
 
-A new objective enters as a function and an entry; a loss of tensors alone enters `losses`.
+To add an objective, write a function and add an entry; a loss of tensors alone belongs in `losses`.
 """
 
 from dcr_hf.objectives.baselines import contrastive, joint, reconstruction

@@ -1,4 +1,6 @@
-"""What the paper compares with: reconstruction alone, contrast alone, and their sum."""
+"""The paper's baselines: reconstruction alone, contrast alone, and their sum."""
+
+import functools
 
 import torch
 
@@ -9,9 +11,9 @@ from dcr_hf.objectives.losses import cosines, embedding_cosines, multi_positive_
 
 
 def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
-    """The loss that the denoiser was trained with, under each image's own condition: the mean squared error to y.
+    """The mean squared error to y under each image's own condition: the loss that the denoiser was trained with.
 
-    What DIVA and GenHancer train with, on this pipeline. B UNet evaluations, and B without gradient for the log.
+    DIVA and GenHancer train with it. B UNet evaluations, and B without gradient for the log.
     """
     diffused = batch.diffuse()
     n, t = diffused.noisy_latents, diffused.timesteps
@@ -28,7 +30,7 @@ def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -
 
 
 def contrastive(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
-    """InfoNCE between the embeddings of images and their views, `embedding_info_nce`. The denoiser is not asked."""
+    """InfoNCE between the embeddings of images and their views, `embedding_info_nce`. The denoiser is unused."""
     to_view, to_others = embedding_cosines(batch.embeddings, batch.view_embeddings)
     loss = multi_positive_info_nce(to_view, to_others, settings.temperature)
     with torch.no_grad():
@@ -42,12 +44,12 @@ def contrastive(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> O
 
 
 def joint(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
-    """The naive sum, lambda_rec * reconstruction + lambda_con * contrastive. What has no weight is not computed."""
+    """The naive sum, lambda_rec * reconstruction + lambda_con * contrastive. A loss of weight 0 is not computed."""
     parts = [
         (weight, objective(denoiser, batch, settings))
         for weight, objective in ((settings.lambda_rec, reconstruction), (settings.lambda_con, contrastive))
         if weight
     ]
-    loss = sum(weight * part.loss for weight, part in parts)
+    loss = functools.reduce(torch.add, (weight * part.loss for weight, part in parts))
     metrics = {name: value for _, part in parts for name, value in part.metrics.items()}
     return Outcome(loss, metrics, {name: term for _, part in parts for name, term in part.terms.items()})

@@ -1,4 +1,4 @@
-"""What an objective is given of a batch, how it is set, and what it gives back."""
+"""An objective's input, settings and output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dcr_hf.objectives.negatives import ALL_NEGATIVES, Negatives
 
 @dataclass(frozen=True)
 class Diffused:
-    """One batch on its way through the denoiser; each tensor (B, 4, h, w) but timesteps (B,)."""
+    """A batch's inputs and targets for the denoiser; each tensor (B, 4, h, w) but timesteps (B,)."""
 
     latents: Tensor
     noisy_latents: Tensor
@@ -38,12 +38,12 @@ class Diffused:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and their views, as the trained model sees them.
+    """The trained model's outputs for images and their views.
 
     Attributes:
         embeddings, view_embeddings: z and z+ (B, D).
-        conditions, view_conditions: c and c+ (B, C), or what else the denoiser takes as conditions.
-        diffuse: draws the images' latents and noise, for objectives that ask the denoiser.
+        conditions, view_conditions: c and c+ (B, C), or another form that the denoiser takes.
+        diffuse: draws the images' latents and noise, for objectives that evaluate the denoiser.
     """
 
     embeddings: Tensor
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the paper's.
+    """The objectives' options. The defaults are the paper's.
 
     Attributes:
         temperature: of every contrast.
@@ -73,12 +73,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective makes of a batch; all are scalars on the device.
+    """An objective's output for a batch; all are scalars on the device.
 
     Attributes:
         loss: to train with.
-        metrics: what is logged beside it, without gradient.
-        terms: the losses that it is made of, unweighted, with their gradients: one, or two that may be in conflict.
+        metrics: logged with the loss, without gradient.
+        terms: the one or two losses that it consists of, unweighted, with gradient; two may be in conflict.
     """
 
     loss: Tensor

@@ -1,4 +1,4 @@
-"""What is logged beside a loss: how far the contrast has come, and whether the denoiser still knows the conditions."""
+"""Metrics logged with a loss: the contrast's progress, and whether the denoiser still understands the conditions."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from dcr_hf.objectives.batch import Diffused
 
 
 def contrast_metrics(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-    """How far the positives (B, 2) stand from the negatives (B, M)."""
+    """Metrics of the separation of the positives (B, 2) from the negatives (B, M)."""
     hardest = negatives.amax(dim=1)
     return {
         "cosine/view": positives[:, 0].mean(),
@@ -19,10 +19,11 @@ def contrast_metrics(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
 
 
 def noise_errors(denoiser: FrozenDenoiser, diffused: Diffused, **predictions: Tensor) -> dict[str, Tensor]:
-    """Is the condition one that the denoiser understands? The contrast can be won by leaving those.
+    """The mean squared error of the noise, by the name of each prediction's (B, 4, h, w) condition.
 
-    The mean squared error of the noise, by name of what each prediction (B, 4, h, w) was made under: the image's own
-    condition, its view's, another image's, the empty prompt. A faithful condition predicts best under its own.
+    It shows whether the denoiser still understands the conditions: the contrast may improve by leaving those that it
+    does. Names are the image's own condition, its view's, another image's, the empty prompt. With faithful conditions
+    the own one has the lowest error.
     """
     n, t, noise = diffused.noisy_latents, diffused.timesteps, diffused.noise
     return {
@@ -32,8 +33,8 @@ def noise_errors(denoiser: FrozenDenoiser, diffused: Diffused, **predictions: Te
 
 
 def condition_norm(denoiser: FrozenDenoiser, conditions: Tensor) -> dict[str, Tensor]:
-    """The mean norm of the conditions (B, C), as a multiple of that of a token of the empty prompt; of conditions
-    (B, 77 + M, C) beside it that of the M tokens of their own."""
+    """The mean norm of the conditions (B, C), as a multiple of that of the empty prompt's tokens; for conditions
+    (B, 77 + M, C) also that of their own M tokens."""
     norms = conditions.norm(dim=-1) / denoiser.token_norm
     if conditions.ndim == 2:
         return {"condition_norm": norms.mean()}

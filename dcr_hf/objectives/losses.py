@@ -1,10 +1,10 @@
-"""Losses: tensors in, tensors out. They know no model, no rank and no configuration."""
+"""Losses: tensors in, tensors out, without models, ranks or configuration."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of what is scaled to unit length: a residual may vanish, and then has no direction and must have no endless gradient.
+# The smallest norm divided by. Avoids unbounded gradients for near-zero residuals.
 _SHORTEST = 1e-6
 
 
@@ -34,7 +34,7 @@ def dcr_cosines(predictions: Tensor, view_predictions: Tensor, target: Tensor) -
     anchors = predictions.diagonal().movedim(-1, 0)  # (B, *S)
     positives = torch.cat([cosines(anchors, view_predictions[:, None]), cosines(anchors, target[:, None])], dim=1)
     to_all = cosines(anchors, predictions)  # (B, B)
-    # Off-diagonal entries by shape alone: a boolean mask would make the host wait for the device.
+    # Off-diagonal entries by shape alone: with a boolean mask the host would wait for the device.
     negatives = to_all.flatten()[1:].view(batch - 1, batch + 1)[:, :-1].reshape(batch, batch - 1)
     return positives, negatives
 
@@ -44,7 +44,7 @@ def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
 
     In float32, or float64 for float64 inputs, whatever autocast is active.
     """
-    # Under autocast the product would run in half precision, whatever its inputs are.
+    # Under autocast the product would run in half precision, whatever its inputs' dtype.
     with torch.autocast(anchors.device.type, enabled=False):
         dtype = torch.promote_types(candidates.dtype, torch.float32)
         anchors = F.normalize(anchors.flatten(1).to(dtype), dim=-1, eps=_SHORTEST)  # (B, N)
@@ -53,7 +53,7 @@ def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
 
 
 def info_nce_of_each(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with several positives an anchor, all of which stand in the denominator, for each positive by itself.
+    """InfoNCE for each positive separately; an anchor's positives are all in the denominator.
 
     Args:
         positives: (B, P) similarities of each anchor to its positives.
@@ -85,10 +85,10 @@ def dcr_loss(predictions: Tensor, view_predictions: Tensor, target: Tensor, temp
     Gradients flow through every prediction, negatives included. Computed as a log-softmax in float32 (float64 for
     float64 inputs), whatever the inputs' dtype and whatever autocast is active.
 
-    Relations: when all candidates look alike it equals log(B + 1). Where many unrelated negatives outweigh the
+    Relations: when all candidates are equal it is log(B + 1). Where many unrelated negatives outweigh the
     positives in the sum over q, it is the reconstruction of y and of P+ by cosine, divided by T, plus a constant (the
     paper's second theorem). Where the positives outweigh the negatives it tends to log 2 cosh((s(a, P+) - s(a, y)) /
-    2T), which is the former only if P+ is as a; docs/diagnostics.md derives both.
+    2T), which equals the former only if P+ equals a; docs/diagnostics.md derives both.
 
     Args:
         predictions: P (B, B, *S); [i, j] is latent i under condition j.
@@ -136,5 +136,5 @@ def embedding_cosines(embeddings: Tensor, view_embeddings: Tensor) -> tuple[Tens
 
 
 def keep_distance(embeddings: Tensor, originals: Tensor) -> Tensor:
-    """1 - cosine, in the mean, between embeddings (B, D) and those of the original encoder for the same images."""
+    """The mean of 1 - cosine between embeddings (B, D) and the original encoder's for the same images."""
     return 1 - cosines(embeddings, originals[:, None]).mean()

@@ -1,4 +1,4 @@
-"""Which other images' conditions an image is contrasted with."""
+"""The choice of negatives: other images' conditions."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from torch.distributed.nn.functional import all_gather
 
 @dataclass(frozen=True)
 class Negatives:
-    """Which conditions are an image's negatives, and at what cost. The defaults are the paper's.
+    """Options of the negatives. The defaults are the paper's.
 
     Attributes:
-        count: sampled anew at every step for every image; None for all.
-        detach: their predictions get no gradient: no backward pass, and nothing pushes the conditions of other images.
-        gather: the conditions of all processes count, not only those of the image's own batch.
+        count: how many are drawn at every step for every image; None for all.
+        detach: their predictions get no gradient: no backward pass, and no push on other images' conditions.
+        gather: take the conditions of all ranks, not only those of the image's own batch.
     """
 
     count: int | None = None
@@ -26,11 +26,11 @@ ALL_NEGATIVES = Negatives()
 
 
 def choose_negatives(own: Tensor, total: int, count: int | None) -> Tensor:
-    """Numbers of `count` different conditions for each image, or of all, its own never among them.
+    """Indices of `count` different conditions for each image, or of all but its own.
 
     Args:
-        own: (B, 1), the number of each image's own condition, from 0 to total - 1.
-        total: how many conditions there are.
+        own: (B, 1), the index of each image's own condition, from 0 to total - 1.
+        total: the number of conditions.
 
     Returns:
         (B, count or total - 1)
@@ -38,16 +38,16 @@ def choose_negatives(own: Tensor, total: int, count: int | None) -> Tensor:
     if count is None:
         steps = torch.arange(total - 1, device=own.device)
     else:
-        # The largest of random numbers: a draw without replacement that the host need not wait for.
+        # The largest of random numbers: a draw without replacement, without a wait of the host.
         steps = torch.rand(len(own), total - 1, device=own.device).topk(count).indices
     return (own + 1 + steps) % total
 
 
 def gather_conditions(conditions: Tensor) -> tuple[Tensor, int]:
-    """The conditions (B, ...) of all processes, (W * B, ...), and the number of the first of this process's own.
+    """The conditions (B, ...) of all ranks, (W * B, ...), and the index of this rank's first.
 
-    Gradients go back to the process that a condition belongs to, summed over all that used it. With the mean over
-    processes that DDP takes afterwards, they are those of one process with the joined batch.
+    Gradients return to the rank that a condition belongs to, summed over all that used it. After DDP's mean over ranks
+    they are those of one process with the joined batch.
     """
-    everyones = torch.cat(all_gather(conditions))
-    return everyones, torch.distributed.get_rank() * len(conditions)
+    all_conditions = torch.cat(all_gather(conditions))
+    return all_conditions, torch.distributed.get_rank() * len(conditions)

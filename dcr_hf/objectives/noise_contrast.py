@@ -11,16 +11,16 @@ from dcr_hf.objectives.spaces import contrast_space
 
 
 def dcr(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
-    """The paper's objective, `dcr_loss`, on the pairs it needs. By default B * B + B UNet evaluations."""
+    """The paper's objective, `dcr_loss`, on the chosen pairs. By default B * B + B UNet evaluations."""
     diffused, conditions, which = batch.diffuse(), batch.conditions, settings.negatives
     if which.gather:
-        everyones, first = gather_conditions(conditions)  # (W * B, C)
+        all_conditions, first = gather_conditions(conditions)  # (W * B, C)
     else:
-        everyones, first = conditions, 0
+        all_conditions, first = conditions, 0
     own = first + torch.arange(len(conditions), device=conditions.device)[:, None]  # (B, 1)
-    others = choose_negatives(own, len(everyones), which.count)  # (B, M)
-    view = own - first + len(everyones)  # (B, 1)
-    table = torch.cat([everyones, batch.view_conditions])
+    others = choose_negatives(own, len(all_conditions), which.count)  # (B, M)
+    view = own - first + len(all_conditions)  # (B, 1)
+    table = torch.cat([all_conditions, batch.view_conditions])
     n, t = diffused.noisy_latents, diffused.timesteps
     if which.detach:
         anchors, views = denoiser.predict_chosen(n, t, table, torch.cat([own, view], dim=1)).unbind(dim=1)

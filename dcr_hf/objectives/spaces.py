@@ -1,12 +1,12 @@
-"""What the contrast is made on: the predictions themselves, or something that follows from them.
+"""Contrast spaces: the predictions themselves, or quantities computed from them.
 
 An epsilon prediction e and a velocity prediction v of the noisy latent n = a l + s e, with a = sqrt(abar_t) and
-s = sqrt(1 - abar_t), say the same in other words:
+s = sqrt(1 - abar_t), determine each other:
 
     a v = e - s n        a l = n - s e        l = a n - s v
 
-A contrast looks at directions only, so that nothing is divided by a, which is near 0 at the last timesteps, and is 0
-with zero terminal SNR. Predictions of one latent and its target are all transformed alike.
+A cosine depends on directions alone, so the division by a is left out: a is near 0 at the last timesteps, and 0 with
+zero terminal SNR. The predictions of a latent and its target are transformed alike.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,17 @@ from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.objectives.batch import Diffused
 
 Transform = Callable[[Tensor], Tensor]
-"""(B, M, 4, h, w) of predictions -> the same shape, each of the latent it belongs to."""
+"""Predictions (B, M, 4, h, w) -> the same shape."""
 
 
 class InSpace(NamedTuple):
+    """The transformation of a batch's predictions, and its target."""
+
     transform: Transform
     target: Tensor
     """(B, 4, h, w), in the same space"""
     empty: Tensor | None = None
-    """(B, 4, h, w), the predictions under the empty prompt, where they were made"""
+    """(B, 4, h, w), the predictions under the empty prompt; None if not computed"""
 
 
 def contrast_space(name: str, denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
@@ -40,7 +42,7 @@ def _model(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
 
 
 def _velocity(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
-    signal, sigma = denoiser.levels(diffused.timesteps)
+    signal, sigma = denoiser.signal_and_noise_scales(diffused.timesteps)
     velocity = signal * diffused.noise - sigma * diffused.latents
     if denoiser.native_target == "velocity":
         return InSpace(lambda predictions: predictions, velocity)
@@ -49,7 +51,8 @@ def _velocity(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
 
 
 def _sample(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
-    signal, sigma = (level[:, None] for level in denoiser.levels(diffused.timesteps))  # (B, 1, 1, 1, 1)
+    scales = denoiser.signal_and_noise_scales(diffused.timesteps)
+    signal, sigma = (scale[:, None] for scale in scales)  # (B, 1, 1, 1, 1)
     noisy = diffused.noisy_latents[:, None]
     if denoiser.native_target == "velocity":
         return InSpace(lambda predictions: signal * noisy - sigma * predictions, diffused.latents)

@@ -111,18 +111,18 @@ def test_computes_the_same(openai_clip, clip_folder, tmp_path, wrap):
 
 
 def test_vision_side_alone_takes_the_base_s_text_side(openai_clip, clip_folder, tmp_path):
-    whole = convert_names(openai_clip.state_dict())
+    complete = convert_names(openai_clip.state_dict())
     vision = {name: value for name, value in openai_clip.state_dict().items() if name.startswith("visual.")}
     torch.save(vision, tmp_path / "vision.pt")
     with pytest.raises(ValueError, match=r"vision_model.embeddings.class_embedding has shape \(128,\)"):
         convert(tmp_path / "vision.pt", tmp_path / "out", str(clip_folder))
-    torch.save(openai_clip.state_dict(), tmp_path / "whole.pt")
-    convert(tmp_path / "whole.pt", tmp_path / "base", str(clip_folder))
+    torch.save(openai_clip.state_dict(), tmp_path / "complete.pt")
+    convert(tmp_path / "complete.pt", tmp_path / "base", str(clip_folder))
     vision["visual.proj"] = vision["visual.proj"] + 1
     torch.save(vision, tmp_path / "vision.pt")
     model = convert(tmp_path / "vision.pt", tmp_path / "out", str(tmp_path / "base")).state_dict()
-    torch.testing.assert_close(model["visual_projection.weight"], whole["visual_projection.weight"] + 1)
-    torch.testing.assert_close(model["text_projection.weight"], whole["text_projection.weight"])
+    torch.testing.assert_close(model["visual_projection.weight"], complete["visual_projection.weight"] + 1)
+    torch.testing.assert_close(model["text_projection.weight"], complete["text_projection.weight"])
 
 
 class Evil:

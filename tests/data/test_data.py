@@ -113,7 +113,7 @@ def test_batches_are_images_in_the_unit_interval(clean_shards):
 
 @pytest.fixture(scope="module")
 def broken_shards(tmp_path_factory, photos):
-    """24 samples, 4 of which cannot be used; one has no caption, which is no fault."""
+    """24 samples, 4 of which cannot be used; one has no caption, which is fine."""
     folder = tmp_path_factory.mktemp("broken")
     samples = {f"00000{i:04d}": photos[i] for i in range(24)}
     samples["000000002"] = photos[2][: len(photos[2]) // 2]
@@ -129,7 +129,7 @@ def broken_shards(tmp_path_factory, photos):
 def test_what_cannot_be_used_is_skipped_and_counted_by_reason(broken_shards):
     items = list(itertools.islice(stream(broken_shards, batch_size=19), 19 * 2))
     skipped = [entry for item in items for entry in item["skipped"]]
-    # The last of the first epoch's four may come after its last whole batch: then it is told with the second's.
+    # The last of the first epoch's four may come after its last full batch: then it is reported in the second epoch.
     assert Counter(reason for reason, _ in skipped[:4]) == {"truncated": 2, "not an image": 1, "empty": 1}
     assert {key for _, key in skipped} == {"000000002", "000000005", "000000007", "000000011"}
     assert "000000013" in keys(items) and "000000014" not in keys(items)
@@ -174,7 +174,7 @@ def test_a_tar_that_ends_in_the_middle_gives_its_whole_samples(clean_shards, tmp
 def test_a_shard_that_is_no_tar_is_refused_at_the_start(tmp_path, photos):
     write_shard(tmp_path / "00000.tar", {"000000000": photos[0]})
     (tmp_path / "00001.tar").write_bytes(b"<html>quota exceeded</html>" * 50)
-    with pytest.raises(ValueError, match=r"00001\.tar is no \(uncompressed\) tar file"):
+    with pytest.raises(ValueError, match=r"00001\.tar is not an \(uncompressed\) tar file"):
         find_source(str(tmp_path))
 
 
@@ -228,12 +228,12 @@ class Unread:
 
 @pytest.mark.parametrize("stop", [1, 7, 13, 28, 64])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_where_it_stopped(broken_shards, clean_shards, workers, stop, tmp_path):
+def test_a_stream_resumes_where_it_stopped(broken_shards, clean_shards, workers, stop, tmp_path):
     """Bit by bit, by DataLoader, from a state that went through a file; with bad images and several epochs."""
     for shard in (*clean_shards.glob("*.tar"), broken_shards / "00000.tar"):
         (tmp_path / f"{shard.parent.name}-{shard.name}").symlink_to(shard)
     options = {"num_workers": workers, "shuffle_buffer": 12, "max_bad_fraction": 0.9}
-    whole = list(itertools.islice(loader(stream(tmp_path, 3, **options)), 80))
+    uninterrupted = list(itertools.islice(loader(stream(tmp_path, 3, **options)), 80))
 
     images = stream(tmp_path, 3, **options)
     state = images.state
@@ -243,7 +243,7 @@ def test_a_stream_goes_on_where_it_stopped(broken_shards, clean_shards, workers,
         state.batches += 1
     state.write(tmp_path)
     resumed = stream(tmp_path, 3, state=StreamState.read(tmp_path), **options)
-    for expected, found in zip(whole[stop:], loader(resumed), strict=False):
+    for expected, found in zip(uninterrupted[stop:], loader(resumed), strict=False):
         assert found["keys"] == expected["keys"]
         assert found["skipped"] == expected["skipped"]
         assert torch.equal(found["images"], expected["images"])

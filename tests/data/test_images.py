@@ -82,7 +82,7 @@ def test_what_cannot_be_used_has_a_reason(content, reason):
         decode_image(content)
 
 
-def test_crops_are_parts_of_the_asked_area_and_ratio():
+def test_crops_are_parts_of_the_given_area_and_ratio():
     # Pixel values are the coordinates: a crop's corners tell its box.
     height, width = 120, 200
     x, y = np.meshgrid(np.arange(width), np.arange(height))

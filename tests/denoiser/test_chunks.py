@@ -1,4 +1,4 @@
-"""Chunks: what runs out of memory goes on in halves with the same numbers; what is kept and what is recomputed."""
+"""Chunks: out of memory, they continue in halves with the same numbers; what is kept and what is recomputed."""
 
 import logging
 
@@ -88,20 +88,20 @@ def test_out_of_memory_goes_on_in_halves_and_says_so(fits, fits_with_graph, expe
     with caplog.at_level(logging.WARNING):
         assert_same(run(Evaluation(fits, fits_with_graph), plan), expected)
     assert plan.size <= min(fits, fits_with_graph)
-    assert f"Give --pair_chunk_size {plan.size} to start with that" in caplog.text
-    # The next step starts with what was learnt, and fails nowhere.
+    assert f"Start with that by --pair_chunk_size {plan.size}." in caplog.text
+    # The next step starts with the lower size and does not fail.
     caplog.clear()
     assert_same(run(Evaluation(fits, fits_with_graph), plan), expected)
     assert not caplog.records
 
 
 def test_out_of_memory_in_the_backward_pass_alone(expected, caplog):
-    """The forward pass fits whole, and its last chunk keeps a graph; only recomputing the others does not fit."""
+    """The complete forward pass fits, and its last chunk keeps a graph; only recomputing the others does not fit."""
     evaluation = Evaluation(fits_with_graph=5)
     plan = ChunkPlan(6, kept=1)  # chunks of six, which will be recomputed, and of five
     with caplog.at_level(logging.WARNING):
         assert_same(run(evaluation, plan), expected)
-    assert plan.size == 3 and "chunks of 6 pairs: going on with 3" in caplog.text
+    assert plan.size == 3 and "chunks of 6 pairs: continuing with 3" in caplog.text
 
 
 def test_one_pair_that_does_not_fit_is_an_error_with_advice():

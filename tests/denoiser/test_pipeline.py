@@ -1,4 +1,4 @@
-"""The denoisers that are supported: each real layout against its own pipeline, and what is refused."""
+"""The supported denoisers: each real layout against its own pipeline, and what is refused."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def folder(layout, tmp_path_factory):
 
 
 def inputs_of(pipeline, side, zeros):
-    """What the pipeline itself would give its UNet for the empty prompt: tokens, and what else there is."""
+    """The inputs that the pipeline itself gives its UNet for the empty prompt: tokens, and any others."""
     if isinstance(pipeline, StableDiffusionPipeline):
         return pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)[0], None
     prompts = pipeline.encode_prompt("", device="cpu", negative_prompt=None if zeros else "")

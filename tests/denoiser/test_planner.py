@@ -1,4 +1,4 @@
-"""The planner: its arithmetic by hand, its measurement against autograd's own, and what a whole step takes."""
+"""The planner: its arithmetic by hand, its measurement against autograd's own, and the memory of a complete step."""
 
 import pytest
 import torch
@@ -16,15 +16,15 @@ PAIR = PairMemory(kept=10, working=5)
     [
         (272, 10_000, ChunkPlan(272, 1)),  # 272 * 15 = 4,080 fits at once
         (272, 4_079, ChunkPlan(136, 2)),  # not quite at once, but all activations and a smaller chunk's work do
-        # Of 39 pairs (1000 - 195) // 390 = 2 chunks are kept, 5 * 39 = 195 pairs recomputed. Of 34 likewise 2, and 6 *
-        # 34 = 204. Of 46 and 55 one, and 5 * 46 = 230 or 4 * 55 = 220.
+        # 39 pairs: (1000 - 195) // 390 = 2 chunks are kept, 5 * 39 = 195 pairs recomputed. 34 pairs: also 2, and 6 *
+        # 34 = 204. 46 and 55 pairs: one, and 5 * 46 = 230 or 4 * 55 = 220.
         (272, 1_000, ChunkPlan(39, 2)),
-        # 32 at once. Of 28 pairs (480 - 140) // 280 = 1 chunk, 9 * 28 = 252; of 21 pairs (480 - 105) // 210 = 1; of 20
-        # (480 - 100) // 200 = 1; of 19 (480 - 95) // 190 = 2, 13 * 19 = 247; of 18 and 17 2, 14 * 18 = 252 and 14 * 17
-        # = 238; of 16 (480 - 80) // 160 = 2, 15 * 16 = 240. So 17.
+        # 32 at once. 28 pairs: (480 - 140) // 280 = 1 chunk, 9 * 28 = 252; 21 pairs: (480 - 105) // 210 = 1; 20:
+        # (480 - 100) // 200 = 1; 19: (480 - 95) // 190 = 2, 13 * 19 = 247; 18 and 17: 2, 14 * 18 = 252 and 14 * 17
+        # = 238; 16: (480 - 80) // 160 = 2, 15 * 16 = 240. So 17.
         (272, 480, ChunkPlan(17, 2)),
         (272, 15, ChunkPlan(1, 1)),
-        (272, 0, ChunkPlan(1, 1)),  # nothing fits: tried with one pair
+        (272, 0, ChunkPlan(1, 1)),  # nothing fits: tries one pair
         (6, 10_000, ChunkPlan(6, 1)),
         (6, 75, ChunkPlan(3, 2)),
     ],
@@ -92,22 +92,24 @@ def test_a_planned_step_stays_in_its_budget_and_changes_nothing(denoiser, monkey
             gradient = torch.autograd.grad(predictions.sin().sum(), inputs[-1])[0]
         return predictions.detach(), gradient, live.peak
 
-    expected, expected_gradient, whole = step()
+    expected, expected_gradient, full_peak = step()
     peaks, sizes = [], []
     for share in (0.5, 0.2):
-        monkeypatch.setattr("dcr_hf.denoiser.planner.memory_budget", lambda device, share=share: int(share * whole))
+        monkeypatch.setattr(
+            "dcr_hf.denoiser.planner.memory_budget", lambda device, share=share: int(share * full_peak)
+        )
         denoiser.pair_chunk_size = "auto"
-        denoiser.plan_anew()
+        denoiser.reset_chunk_plans()
         step()  # measures
         found, gradient, peak = step()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-        # What the budget is not for, and is small: predictions, their gradients, the latents' beginnings.
-        assert peak < (share + 0.05) * whole
+        # Outside the budget, and small: predictions, their gradients, the latents' beginnings.
+        assert peak < (share + 0.05) * full_peak
         plan = next(iter(denoiser._plans.values()))
         peaks.append(peak)
         sizes.append(plan.size * plan.kept)
-    assert sizes[0] > sizes[1] and peaks[0] > peaks[1] > 0.1 * whole
+    assert sizes[0] > sizes[1] and peaks[0] > peaks[1] > 0.1 * full_peak
 
 
 def test_chunks_of_a_step_take_a_quarter_of_the_memory(denoiser):
@@ -126,7 +128,7 @@ def test_on_a_cpu_the_plan_is_the_same_every_time(denoiser):
     plans = []
     for _ in range(2):
         denoiser.pair_chunk_size = "auto"
-        denoiser.plan_anew()
+        denoiser.reset_chunk_plans()
         denoiser.predict_pairs(*pairs_of(denoiser, 3, 4))
         plans.append(dict(denoiser._plans))
     assert plans[0] == plans[1] and list(plans[0].values()) == [ChunkPlan(12, 1)]
@@ -141,7 +143,7 @@ def test_conditions_with_tokens_of_their_own_are_measured_apart(denoiser, monkey
 
     monkeypatch.setattr("dcr_hf.denoiser.frozen.make_plan", plan)
     denoiser.pair_chunk_size = "auto"
-    denoiser.plan_anew()
+    denoiser.reset_chunk_plans()
     noisy, timesteps, conditions = pairs_of(denoiser, 2, 2)
     for count in (1, 9, 1):
         with_tokens = denoiser.with_tokens(conditions, torch.ones(2, count, CONDITION_WIDTH))

@@ -1,4 +1,4 @@
-"""--condition patches: tokens of some of an image's patches stand beside the empty prompt."""
+"""--condition patches: tokens of some of an image's patches, appended to the empty prompt."""
 
 import dataclasses
 import json
@@ -156,7 +156,7 @@ def test_dcr_contrasts_what_is_predicted_with_tokens(folder, space):
     with torch.no_grad():
         predictions = plain_predictions(folder, denoiser, diffused, conditions, tokens)
         pairs, views, target = predictions[:, :3], predictions[range(3), range(3, 6)], diffused.target
-        if space == "residual":  # less what the empty prompt gives, which nothing stands beside
+        if space == "residual":  # less the prediction under the empty prompt alone
             nothing = torch.zeros(1, CONDITION_WIDTH), torch.zeros(1, 0, CONDITION_WIDTH)
             empty = plain_predictions(folder, denoiser, diffused, *nothing)
             pairs, views, target = pairs - empty, views - empty[:, 0], target - empty[:, 0]
@@ -285,8 +285,12 @@ def test_a_projector_written_before_there_were_patches_loads(tmp_path):
 @pytest.mark.parametrize(
     ("trained", "options", "message"),
     [
-        (None, {}, "trained with --condition cls; what is wanted here is one of --condition patches"),
-        (PATCH_WIDTH, {"condition": "cls", "patch_keep_ratio": 0.1}, "trained with --condition patches; what is want"),
+        (None, {}, "trained with --condition cls; --condition patches needs another"),
+        (
+            PATCH_WIDTH,
+            {"condition": "cls", "patch_keep_ratio": 0.1},
+            "trained with --condition patches; --condition cls needs",
+        ),
         (PATCH_WIDTH + 8, {}, "maps patches of width 32; this encoder's patches have width 24"),
     ],
 )
@@ -294,7 +298,7 @@ def test_a_projector_written_before_there_were_patches_loads(tmp_path):
 def test_a_projector_of_another_condition_is_refused_before_anything_is_loaded(
     recipe, tmp_path, monkeypatch, trained, options, message, stage
 ):
-    """Given, or left by a stage 1 that the run would go on from."""
+    """Given, or the result of a stage 1 from which the run would continue."""
     place = tmp_path / "given" if stage == "2" else tmp_path / "out" / "stage1" / "projector"
     Projector(EMBEDDING_WIDTH["clip"], CONDITION_WIDTH, trained).save_pretrained(place)
     recipe.stage, recipe.projector = stage, str(place) if stage == "2" else None
@@ -302,7 +306,7 @@ def test_a_projector_of_another_condition_is_refused_before_anything_is_loaded(
         monkeypatch.setattr(loaded, "from_pretrained", lambda *args: pytest.fail("loaded a model first"))
     with pytest.raises(ValueError, match=message):
         run.run(recipe, config(tmp_path / "out", **options))
-    if stage == "all":  # what it refuses to go on from it may overwrite
+    if stage == "all":  # it may overwrite the result that it refuses
         over, args = dataclasses.replace(recipe, overwrite_output_dir=True), config(tmp_path / "out", **options)
         run.check(over, args, plan_stages(over, args))
 
