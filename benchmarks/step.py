@@ -120,7 +120,7 @@ class Bench:
         row = Row(name, batch, "-" if plain else str(chunk))
         self.only(plain)
         self.denoiser.pair_chunk_size = chunk
-        self.denoiser.plan_anew()
+        self.denoiser.reset_chunk_plans()
         loss_of, images = self.theirs if plain else self.ours, self.images(batch)
         try:
             self.step(loss_of, images)  # warm-up: work spaces, the plan, compilation, the optimizer's state

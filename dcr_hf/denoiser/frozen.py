@@ -243,7 +243,7 @@ class FrozenDenoiser(NoiseSchedule):
             )
         return self._plans[key]
 
-    def plan_anew(self) -> None:
+    def reset_chunk_plans(self) -> None:
         """Forget what was measured: another model has to fit beside the pairs now."""
         self._plans.clear()
 

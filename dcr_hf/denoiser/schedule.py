@@ -41,30 +41,30 @@ class NoiseSchedule(nn.Module):
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """n = sqrt(abar_t) l + sqrt(1 - abar_t) e, all (B, 4, h, w); timesteps (B,)."""
-        signal, sigma = self.levels(timesteps)
+        signal, sigma = self.signal_and_noise_scales(timesteps)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """y (B, 4, h, w): the noise e, or the velocity sqrt(abar_t) e - sqrt(1 - abar_t) l."""
         if self.noise_target == "epsilon":
             return noise
-        signal, sigma = self.levels(timesteps)
+        signal, sigma = self.signal_and_noise_scales(timesteps)
         return signal * noise - sigma * latents
 
     def as_noise(self, predictions: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The noise that predictions (B, 4, h, w) of this denoiser stand for, whatever it was trained to predict."""
         if self.native_target == "epsilon":
             return predictions
-        signal, sigma = self.levels(timesteps)
+        signal, sigma = self.signal_and_noise_scales(timesteps)
         return signal * predictions + sigma * noisy_latents
 
     def clean(self, noise: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents l (B, 4, h, w) that noisy ones have if this is their noise; without end where no signal
         is left."""
-        signal, sigma = self.levels(timesteps)
+        signal, sigma = self.signal_and_noise_scales(timesteps)
         return (noisy_latents - sigma * noise) / signal
 
-    def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_and_noise_scales(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()

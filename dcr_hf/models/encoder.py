@@ -44,7 +44,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel, family: Family, mean: Iterable[float], std: Iterable[float]):
         super().__init__()
-        for name in family.beside_vision:
+        for name in family.non_vision_modules:
             delattr(model, name)
         self.model = model.requires_grad_(False)
         self.frozen_copy: PreTrainedModel | None = None

@@ -29,7 +29,7 @@ class Family:
     """Class name of a transformer layer: the unit that FSDP shards."""
     lora_targets: str
     """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
-    beside_vision: tuple[str, ...]
+    non_vision_modules: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
     class_tokens: int
     """Of the vision tower's last hidden states, those that stand before the patches'."""
@@ -45,7 +45,7 @@ FAMILIES = {
         vision_class=CLIPVisionModel,
         layer="CLIPEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
-        beside_vision=("text_model", "text_projection", "logit_scale"),
+        non_vision_modules=("text_model", "text_projection", "logit_scale"),
         class_tokens=1,
         export_prefixes=("vision_model.", "visual_projection."),
     ),
@@ -54,7 +54,7 @@ FAMILIES = {
         vision_class=SiglipVisionModel,
         layer="SiglipEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
-        beside_vision=("text_model", "logit_scale", "logit_bias"),
+        non_vision_modules=("text_model", "logit_scale", "logit_bias"),
         class_tokens=0,
         export_prefixes=("vision_model.",),
     ),

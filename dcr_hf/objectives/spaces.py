@@ -40,7 +40,7 @@ def _model(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
 
 
 def _velocity(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
-    signal, sigma = denoiser.levels(diffused.timesteps)
+    signal, sigma = denoiser.signal_and_noise_scales(diffused.timesteps)
     velocity = signal * diffused.noise - sigma * diffused.latents
     if denoiser.native_target == "velocity":
         return InSpace(lambda predictions: predictions, velocity)
@@ -49,7 +49,7 @@ def _velocity(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
 
 
 def _sample(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
-    signal, sigma = (level[:, None] for level in denoiser.levels(diffused.timesteps))  # (B, 1, 1, 1, 1)
+    signal, sigma = (scale[:, None] for scale in denoiser.signal_and_noise_scales(diffused.timesteps))  # (B, 1, 1, 1, 1)
     noisy = diffused.noisy_latents[:, None]
     if denoiser.native_target == "velocity":
         return InSpace(lambda predictions: signal * noisy - sigma * predictions, diffused.latents)

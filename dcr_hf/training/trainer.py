@@ -68,7 +68,7 @@ class DCRTrainer(ResumableTrainer):
         )
         self.evaluation = evaluation
         self.denoiser = denoiser.to(args.device)
-        self.denoiser.plan_anew()
+        self.denoiser.reset_chunk_plans()
         if args.torch_compile:
             self.denoiser.compile_unet(args.torch_compile_backend or "inductor", args.torch_compile_mode)
         self.objective: Objective = OBJECTIVES[args.objective]

@@ -97,7 +97,7 @@ def test_a_planned_step_stays_in_its_budget_and_changes_nothing(denoiser, monkey
     for share in (0.5, 0.2):
         monkeypatch.setattr("dcr_hf.denoiser.planner.memory_budget", lambda device, share=share: int(share * whole))
         denoiser.pair_chunk_size = "auto"
-        denoiser.plan_anew()
+        denoiser.reset_chunk_plans()
         step()  # measures
         found, gradient, peak = step()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -126,7 +126,7 @@ def test_on_a_cpu_the_plan_is_the_same_every_time(denoiser):
     plans = []
     for _ in range(2):
         denoiser.pair_chunk_size = "auto"
-        denoiser.plan_anew()
+        denoiser.reset_chunk_plans()
         denoiser.predict_pairs(*pairs_of(denoiser, 3, 4))
         plans.append(dict(denoiser._plans))
     assert plans[0] == plans[1] and list(plans[0].values()) == [ChunkPlan(12, 1)]
@@ -141,7 +141,7 @@ def test_conditions_with_tokens_of_their_own_are_measured_apart(denoiser, monkey
 
     monkeypatch.setattr("dcr_hf.denoiser.frozen.make_plan", plan)
     denoiser.pair_chunk_size = "auto"
-    denoiser.plan_anew()
+    denoiser.reset_chunk_plans()
     noisy, timesteps, conditions = pairs_of(denoiser, 2, 2)
     for count in (1, 9, 1):
         with_tokens = denoiser.with_tokens(conditions, torch.ones(2, count, CONDITION_WIDTH))
