@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import fsspec
 
+from dcr_hf.errors import as_user_error
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # One row an image: its bytes, or why there are none; and where the row behind it begins, for files only.
@@ -42,7 +44,8 @@ def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[
 def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, count: int = 0) -> Iterator[dict]:
     for number in range(offset, len(paths)):
         if number % parts == part:
-            content = Path(paths[number]).read_bytes()
+            with as_user_error("--train_data", OSError):
+                content = Path(paths[number]).read_bytes()
             yield {"key": paths[number], "image": content, "error": None, "offset": number + 1, "count": number + 1}
 
 
@@ -62,7 +65,7 @@ def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0)
     """The images of a tar from byte `offset` on, before which lie `count` images. A tar that ends in the middle gives
     its whole members and one error."""
     try:
-        with fsspec.open(url, "rb") as file:
+        with as_user_error(f"shard {url}", OSError), fsspec.open(url, "rb") as file:
             file.seek(offset)
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_CompleteTarInfo) as tar:
                 for member in tar:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate, predict_in_chunks
 from dcr_hf.denoiser.fast_path import begin, finish, install, why_not_exact
-from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt
+from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_scheduler, load_unet, load_vae
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
 
@@ -93,11 +93,9 @@ class FrozenDenoiser(NoiseSchedule):
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         prompt = embed_empty_prompt(path_or_id)
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(
-                path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
-            ),
-            vae=_load_vae(path_or_id, dtype),
-            scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
+            unet=load_unet(path_or_id, dtype),
+            vae=load_vae(path_or_id, dtype),
+            scheduler=load_scheduler(path_or_id),
             empty_prompt=prompt.tokens,
             noise_target=noise_target,
             pair_chunk_size=pair_chunk_size,
@@ -252,12 +250,6 @@ class FrozenDenoiser(NoiseSchedule):
         self._finish = torch.compile(finish, backend=backend, mode=mode, dynamic=False)
         self._forward = torch.compile(self.unet.forward, backend=backend, mode=mode, dynamic=False)
         self._compiled = True
-
-
-def _load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
-    asks = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # older files do not
-    dtype = torch.float32 if asks and dtype == torch.float16 else dtype
-    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
 
 
 def _own_dtype(tensor: Tensor) -> torch.autocast:

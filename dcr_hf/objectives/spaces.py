@@ -49,7 +49,9 @@ def _velocity(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
 
 
 def _sample(denoiser: FrozenDenoiser, diffused: Diffused) -> InSpace:
-    signal, sigma = (scale[:, None] for scale in denoiser.signal_and_noise_scales(diffused.timesteps))  # (B, 1, 1, 1, 1)
+    signal, sigma = (
+        scale[:, None] for scale in denoiser.signal_and_noise_scales(diffused.timesteps)
+    )  # (B, 1, 1, 1, 1)
     noisy = diffused.noisy_latents[:, None]
     if denoiser.native_target == "velocity":
         return InSpace(lambda predictions: signal * noisy - sigma * predictions, diffused.latents)
