@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from dcr_hf.convert.openai_format import convert
-from dcr_hf.errors import exit_on_user_error
+from dcr_hf.errors import AlreadyExistsError, exit_on_user_error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--activation", choices=("quick_gelu", "gelu"), default="quick_gelu")
     options = parser.parse_args(arguments)
-    if options.output_dir.exists() and any(options.output_dir.iterdir()):
-        parser.exit(2, f"error: {options.output_dir} is not empty\n")
     with exit_on_user_error():
+        if options.output_dir.is_file() or (options.output_dir.is_dir() and any(options.output_dir.iterdir())):
+            raise AlreadyExistsError(f"{options.output_dir} is not empty. Give another folder, or remove it.")
         model = convert(options.file, options.output_dir, options.base, options.activation)
     size = sum(weight.numel() for weight in model.parameters())
     print(

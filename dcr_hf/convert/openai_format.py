@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
-from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.models.loading import load_dual_encoder
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, TORCH_FILE_ERRORS
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -57,7 +58,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise NotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... by kind of damage
+    except TORCH_FILE_ERRORS as error:
         raise UserError(
             f"{path} is not a plain state dict; other files are not opened, since they may hold code: "
             f"{str(error).splitlines()[0]} A TorchScript archive (as OpenAI publishes) is not needed: its weights "
@@ -154,7 +155,8 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
 
     weights = read_state_dict(path)
     converted = convert_names(weights)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    with as_user_error(f"--base {base!r}: tokenizer", *SIDE_FILE_ERRORS):
+        tokenizer = AutoTokenizer.from_pretrained(base)
     if "token_embedding.weight" in weights:
         model: PreTrainedModel = CLIPModel(infer_config(weights, activation))
     else:

@@ -8,6 +8,8 @@ from typing import Self
 import datasets
 import fsspec
 
+from dcr_hf.errors import as_user_error
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # One row an image: its bytes, or the reason for their absence; for files also where the next row begins.
@@ -49,7 +51,8 @@ def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, c
     """Rows of the files from index `offset`, those whose index is `part` modulo `parts`."""
     for number in range(offset, len(paths)):
         if number % parts == part:
-            content = Path(paths[number]).read_bytes()
+            with as_user_error("--train_data", OSError):
+                content = Path(paths[number]).read_bytes()
             yield {"key": paths[number], "image": content, "error": None, "offset": number + 1, "count": number + 1}
 
 
@@ -69,7 +72,7 @@ def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0)
     """Rows of a tar's images from byte `offset`, which `count` images precede. A truncated tar yields its complete
     members and one error."""
     try:
-        with fsspec.open(url, "rb") as file:
+        with as_user_error(f"shard {url}", OSError), fsspec.open(url, "rb") as file:
             file.seek(offset)
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_CompleteTarInfo) as tar:
                 for member in tar:

@@ -15,7 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from huggingface_hub import HfFileSystem
 
 from dcr_hf.data.readers import FEATURES, IMAGE_EXTENSIONS, PLACE, read_pieces
-from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _match(patterns: list[str], train_data: str) -> list[str]:
 def _shard_source(shards: list[str]) -> FileSource:
     for shard in shards:
         try:
-            with tarfile.open(shard, "r|") as tar:
+            with as_user_error(f"shard {shard}", OSError), tarfile.open(shard, "r|") as tar:
                 tar.next()
         except tarfile.TarError as error:
             raise UserError(
@@ -142,8 +142,13 @@ def _shard_source(shards: list[str]) -> FileSource:
         raise UserError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
     statistics = [Path(shard.removesuffix(".tar") + "_stats.json") for shard in shards]
     if all(path.is_file() for path in statistics):  # img2dataset's own counts
-        return FileSource(tuple(shards), sum(json.loads(path.read_text())["successes"] for path in statistics))
+        return FileSource(tuple(shards), sum(map(_counted_images, statistics)))
     return FileSource(tuple(shards), in_first * len(shards))
+
+
+def _counted_images(statistics: Path) -> int:
+    with as_user_error(f"--train_data: {statistics}", OSError, ValueError, LookupError, TypeError):
+        return int(json.loads(statistics.read_text())["successes"])
 
 
 def _count_images(shard: str) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dcr_hf.data.bad_images import SkipWindow, describe_skipped
 from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
 from dcr_hf.data.sources import Source
-from dcr_hf.errors import UserError
+from dcr_hf.errors import UserError, as_user_error
 
 LANES = 64
 BATCHES_A_LANE = 8  # Target batches per lane, so that few images are dropped.
@@ -57,8 +57,13 @@ class StreamState:
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> "StreamState":
-        """The state in a checkpoint folder."""
-        state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text()))
+        """The state in a checkpoint.
+
+        Raises:
+            UserError: the file is missing or broken.
+        """
+        with as_user_error(f"checkpoint {checkpoint}: {cls.FILE}", OSError, ValueError, TypeError):
+            state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text()))
         state.positions = {int(lane): position for lane, position in state.positions.items()}
         return state
 

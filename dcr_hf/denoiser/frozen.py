@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate, predict_in_chunks
 from dcr_hf.denoiser.fast_path import begin, finish, install, why_not_exact
-from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_vae, time_ids
+from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_scheduler, load_unet, load_vae, time_ids
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
 
@@ -93,11 +93,10 @@ class FrozenDenoiser(NoiseSchedule):
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         prompt = embed_empty_prompt(path_or_id)
-        options = {"subfolder": "unet", "torch_dtype": dtype, "use_safetensors": True}
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(path_or_id, **options),
+            unet=load_unet(path_or_id, dtype),
             vae=load_vae(path_or_id, dtype),
-            scheduler=DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler"),
+            scheduler=load_scheduler(path_or_id),
             empty_prompt=prompt.tokens,
             noise_target=noise_target,
             pair_chunk_size=pair_chunk_size,

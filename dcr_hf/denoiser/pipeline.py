@@ -1,16 +1,19 @@
 """A Stable Diffusion folder or id: its checks, its prediction target, its empty prompt and its VAE."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
+from dcr_hf.models.loading import load_complete
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (base), in diffusers' layout"
 _TARGET_OF_PREDICTION_TYPE = {"epsilon": "epsilon", "v_prediction": "velocity"}
@@ -79,8 +82,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise NotFoundError(f"denoiser: {file} is missing, which diffusers' save_pretrained writes.")
-    with as_user_error(f"denoiser: {file}", OSError, ValueError):
-        return json.loads(file.read_text())
+    return read_json("denoiser", file)
 
 
 def _is_xl(folder: Path, index: dict[str, Any]) -> bool:
@@ -88,9 +90,10 @@ def _is_xl(folder: Path, index: dict[str, Any]) -> bool:
 
 
 def _check_unet(path_or_id: str, unet: dict[str, Any]) -> None:
-    if unet["_class_name"] != "UNet2DConditionModel" or unet["in_channels"] != 4:
+    kind, channels = unet.get("_class_name", "part without _class_name"), unet.get("in_channels", 4)
+    if kind != "UNet2DConditionModel" or channels != 4:
         raise UserError(
-            f"denoiser {path_or_id!r} has a {unet['_class_name']} with {unet['in_channels']} input channels; "
+            f"denoiser {path_or_id!r} has a {kind} with {channels} input channels; "
             f"supported is a UNet2DConditionModel with 4 (no inpainting or depth model): {SUPPORTED}."
         )
     odd = [f"{name} {unet[name]!r}" for name, value in _NO_INPUTS.items() if unet.get(name, value) != value]
@@ -119,15 +122,15 @@ def _check_text_encoders(path_or_id: str, folder: Path, unet: dict[str, Any]) ->
                 f"denoiser {path_or_id!r} has a {config.get('model_type')!r} model as {part}; supported are CLIP's "
                 f"text encoders, which {SUPPORTED} have."
             )
-    width = sum(config["hidden_size"] for config in configs)
-    if width != unet["cross_attention_dim"]:
+    width, taken = sum(config.get("hidden_size", 0) for config in configs), unet.get("cross_attention_dim")
+    if width != taken:
         raise UserError(
-            f"denoiser {path_or_id!r}: its text encoders' tokens have width {width}, and its UNet takes "
-            f"{unet['cross_attention_dim']}. Supported are {SUPPORTED}."
+            f"denoiser {path_or_id!r}: its text encoders' tokens have width {width}, and its UNet takes {taken}. "
+            f"Supported are {SUPPORTED}."
         )
     if is_xl:
-        given = configs[1]["projection_dim"] + TIME_IDS * unet["addition_time_embed_dim"]
-        wanted = unet["projection_class_embeddings_input_dim"]
+        given = configs[1].get("projection_dim", 0) + TIME_IDS * unet.get("addition_time_embed_dim", 0)
+        wanted = unet.get("projection_class_embeddings_input_dim")
         if given != wanted:  # SD-XL's refiner has an aesthetic score instead of the target's size
             raise UserError(
                 f"denoiser {path_or_id!r}: its UNet takes {wanted} numbers beside the timestep, and a pooled prompt "
@@ -176,29 +179,11 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
     return EmptyPrompt(tokens, norm, pooled)
 
 
-def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
-    """The pipeline's VAE; in float32 instead of float16 where its configuration asks for it (`force_upcast`)."""
-    upcast = AutoencoderKL.load_config(path_or_id, subfolder="vae").get("force_upcast", False)  # absent in older files
-    dtype = torch.float32 if upcast and dtype == torch.float16 else dtype
-    return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-
-
-def time_ids(latents: Tensor, scale: int) -> Tensor:
-    """SD-XL's time ids (1, 6) of uncropped images: (height, width, top 0, left 0, height, width) in pixels.
-
-    Args:
-        latents: (B, 4, h, w).
-        scale: pixels a latent's side.
-    """
-    height, width = (scale * side for side in latents.shape[-2:])
-    # Filled on the device: a list would be copied there at every step.
-    ids = [torch.full((1,), size, device=latents.device) for size in (height, width, 0, 0, height, width)]
-    return torch.stack(ids, dim=1)
-
-
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
-    tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
-    model = kind.from_pretrained(path_or_id, subfolder=f"text_encoder{suffix}", dtype=torch.float32).eval()
+    with as_user_error(f"denoiser {path_or_id!r}: tokenizer{suffix}", *SIDE_FILE_ERRORS):
+        tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
+    part = f"text_encoder{suffix}"
+    model = load_complete(kind, f"denoiser {path_or_id!r}: {part}", path_or_id, torch.float32, subfolder=part).eval()
     tokens = tokenizer(
         "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
@@ -207,3 +192,38 @@ def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPT
 
 def _token_norm(tokens: Tensor) -> float:
     return tokens.norm(dim=-1).mean().item()
+
+
+def load_unet(path_or_id: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, on the CPU.
+
+    Raises:
+        UserError: no safetensors, broken ones, or some of another shape than the configuration's.
+    """
+    with as_user_error(f"denoiser {path_or_id!r}: unet", OSError, ValueError):
+        return UNet2DConditionModel.from_pretrained(
+            path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+        )
+
+
+def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE, on the CPU; in float32 in place of float16 where its configuration asks for it (`force_upcast`).
+
+    Raises:
+        UserError: as `load_unet`.
+    """
+    with as_user_error(f"denoiser {path_or_id!r}: vae", OSError, ValueError):
+        config = AutoencoderKL.load_config(path_or_id, subfolder="vae")
+        if config.get("force_upcast", False) and dtype == torch.float16:  # older files have no such field
+            dtype = torch.float32
+        return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+
+
+def load_scheduler(path_or_id: str) -> DDPMScheduler:
+    """The noise schedule.
+
+    Raises:
+        UserError: its configuration is broken.
+    """
+    with as_user_error(f"denoiser {path_or_id!r}: scheduler", OSError, ValueError):
+        return DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler")

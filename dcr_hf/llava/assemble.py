@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
@@ -15,13 +14,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
 from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
 from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
 from dcr_hf.llava.swap import new_projector
 from dcr_hf.llava.tower import Tower, read_tower
 from dcr_hf.llava.weights import Read, opened, rewrite, weight_files, weight_names
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_config
 
 _ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # a row for each token
 _MULTIPLE = 64  # of rows: what GPUs like
@@ -35,14 +35,12 @@ def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
         UserError: no language model of Llama's kind.
     """
     place = local_folder(path_or_id, MODEL_FILES)
-    if not (place / "config.json").is_file():
-        raise NotFoundError(f"language model {path_or_id!r} has no config.json: it is no model folder.")
-    config = AutoConfig.from_pretrained(place)
+    config = read_config(f"language model {path_or_id!r}", place)
     if config.model_type in ("llava", "llava_llama"):
         raise UserError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
     try:
         names = weight_names(place)
-    except FileNotFoundError:  # Vicuna's repositories have no safetensors
+    except NotFoundError:  # Vicuna's repositories have no safetensors
         place = local_folder(path_or_id, (*MODEL_FILES, "*.bin"))
         names = weight_names(place)
     other = sorted(name for name in names if not name.startswith(("model.layers.", "model.norm.", *_ROWS)))
@@ -73,7 +71,8 @@ def read_parts(encoder: str, language_model: str) -> Parts:
     tower = read_tower(encoder)
     place, text = read_language_model(language_model)
     # Padded on the left for generation; training pads its own batches.
-    tokenizer = _with_image_token(AutoTokenizer.from_pretrained(place, padding_side="left"))
+    with as_user_error(f"language model {language_model!r}: tokenizer", *SIDE_FILE_ERRORS):
+        tokenizer = _with_image_token(AutoTokenizer.from_pretrained(place, padding_side="left"))
     config = _config(tower, text, tokenizer, _dtype(place))
     processor = processor_for(tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE)
     return Parts(tower, place, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))

@@ -5,16 +5,16 @@ takes `hidden_states[-2]` without token 0. The conditions are those of the relea
 LLaVA-NeXT, of its siglip_encoder.py.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from transformers import AutoConfig, CLIPVisionModel, PreTrainedConfig
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPVisionModel, PreTrainedConfig
 
-from dcr_hf.errors import NotFoundError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.llava.weights import opened, weight_files
+from dcr_hf.models.reading import read_config, read_json
 
 _PREFIX = "vision_model."
 _NEXT_SIGLIP_TOKENS = 729
@@ -38,9 +38,7 @@ def check_tower(path: str) -> list[Finding]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise NotFoundError(f"{path!r} is no folder. Give one that a run exported, OUT/NAME-dcr-vision.")
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(f"{path!r} has no config.json: it is no model folder.")
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(repr(path), folder)
     if config.model_type not in ("clip", "clip_vision_model"):
         return [Finding(False, "configuration", _not_clip(config))]
     vision = config.vision_config if config.model_type == "clip" else config
@@ -84,7 +82,7 @@ def _weights(folder: Path, vision: PreTrainedConfig) -> Finding:
             with opened(file) as tensors:
                 found |= {name: tuple(read().shape) for name, read in tensors.items() if name in expected}
                 bare += [name for name in tensors if _PREFIX + name in expected]
-    except FileNotFoundError as error:
+    except UserError as error:
         return Finding(False, "keys", str(error))
     if bare and not found:
         told = (
@@ -104,7 +102,7 @@ def _weights(folder: Path, vision: PreTrainedConfig) -> Finding:
 
 
 def _names_its_format(file: Path) -> bool:
-    with safe_open(file, framework="pt") as weights:
+    with as_user_error(str(file), OSError, SafetensorError), safe_open(file, framework="pt") as weights:
         return (weights.metadata() or {}).get("format") == "pt"
 
 
@@ -113,7 +111,7 @@ def _image_processor(folder: Path, side: int) -> Finding:
     if not file.is_file():
         told = "preprocessor_config.json is missing: older transformers look nowhere else. Copy the base model's."
         return Finding(False, "image processor", told)
-    fields = json.loads(file.read_text())
+    fields = read_json("image processor", file)
     missing = [name for name in ("crop_size", "image_mean", "image_std", "size") if not fields.get(name)]
     if missing:
         told = f"preprocessor_config.json has no {', '.join(missing)}, which LLaVA reads. Copy the base model's."

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.export import ExportError
 from dcr_hf.hub import local_folder
 from dcr_hf.llava.tower import KINDS, Tower
 from dcr_hf.llava.weights import canonical, opened, weight_files
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
 from dcr_hf.training.checkpoints import writing
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
@@ -66,7 +67,7 @@ def read_llava(path_or_id: str) -> LlavaFolder:
     place = local_folder(path_or_id, MODEL_FILES)
     if not (place / "config.json").is_file():
         raise NotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
-    raw, _ = PreTrainedConfig.get_config_dict(place)
+    raw = read_json(f"LLaVA {path_or_id!r}", place / "config.json")
     found = raw.get("model_type", "without a model_type")
     if found == "llava_llama" or (found == "llava" and "text_config" not in raw):
         raise UserError(
@@ -78,13 +79,15 @@ def read_llava(path_or_id: str) -> LlavaFolder:
             f"LLaVA {path_or_id!r} is a {found!r} model, which is not supported: only LLaVA-1.5's architecture "
             "(model_type 'llava') is."
         )
-    config = LlavaConfig.from_pretrained(place)
+    with as_user_error(f"LLaVA {path_or_id!r}: config.json", *SIDE_FILE_ERRORS):
+        config = LlavaConfig.from_pretrained(place)
     if config.vision_config.model_type not in KINDS:
         raise UserError(
             f"LLaVA {path_or_id!r} has a {config.vision_config.model_type!r} tower; supported are "
             f"{' and '.join(KINDS)}."
         )
-    processor = AutoProcessor.from_pretrained(place, backend="pil")
+    with as_user_error(f"LLaVA {path_or_id!r}: processor", *SIDE_FILE_ERRORS):
+        processor = AutoProcessor.from_pretrained(place, backend="pil")
     if not isinstance(processor, LlavaProcessor):
         raise UserError(
             f"LLaVA {path_or_id!r} has no LlavaProcessor, but a {type(processor).__name__}: processor_config.json, "

@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration
 from dcr_hf.errors import UserError
 from dcr_hf.export import ExportError
 from dcr_hf.llava.weights import Read, canonical, opened, weight_files
+from dcr_hf.models.loading import load_complete
 
 # Every linear layer of the language model; not its head, not the tower, not the projector.
 _LORA_TARGETS = r".*language_model\.layers\.\d+\.\w+\.\w+_proj"
@@ -39,11 +40,7 @@ class TrainedLlava(nn.Module):
         Raises:
             UserError: weights are missing; transformers would leave them random.
         """
-        llava, report = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise UserError(f"LLaVA {str(folder)!r} lacks {len(missing)} weights, such as {missing[0]}.")
-        return cls(llava)
+        return cls(load_complete(LlavaForConditionalGeneration, f"LLaVA {str(folder)!r}", folder, dtype))
 
     @property
     def projector(self) -> nn.Module:

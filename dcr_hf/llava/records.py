@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.llava.conversations import IMAGE, image_first
 
 _NAMED = 5
@@ -40,10 +40,8 @@ def read_records(file: str, captions: bool) -> datasets.Dataset:
     path = Path(file).expanduser()
     if not path.is_file():
         raise NotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
-    try:
+    with as_user_error(f"{file} is no JSON", ValueError), as_user_error(file, OSError):
         records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
     if not isinstance(records, list) or not records:
         raise UserError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
     read = _read_caption if captions else _read_conversation

@@ -15,6 +15,7 @@ from dcr_hf.errors import AlreadyExistsError, UserError
 from dcr_hf.llava.folder import LlavaFolder, made_whole, processor_for, read_llava, save_processor
 from dcr_hf.llava.tower import Tower, read_tower
 from dcr_hf.llava.weights import Read, canonical, opened, rewrite, weight_files
+from dcr_hf.models.reading import read_json
 
 TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
 
@@ -77,7 +78,7 @@ def swapped_config(source: LlavaFolder, tower: Tower) -> dict:
             f"vision_feature_layer {layers}."
         )
     vision = tower.config.to_dict() | {"model_type": tower.config.model_type}
-    return json.loads((source.place / "config.json").read_text()) | {
+    return read_json(f"LLaVA {source.name!r}", source.place / "config.json") | {
         "vision_config": {name: value for name, value in vision.items() if name not in ("architectures", "dtype")},
         "image_seq_length": tower.image_tokens,
         "vision_feature_select_strategy": tower.kind.strategy,

@@ -6,8 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     CLIPVisionModel,
     LlavaImageProcessorPil,
     PreTrainedConfig,
@@ -18,7 +16,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.hub import local_folder
-from dcr_hf.models.loading import quietly
+from dcr_hf.models.families import read_image_processor
+from dcr_hf.models.loading import load_complete, quietly
+from dcr_hf.models.reading import read_config
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class Tower:
             UserError: some are missing; transformers would leave them random.
         """
         with quietly():  # of a dual encoder, the text side is left out
-            model, report = self.kind.vision_class.from_pretrained(self.path, dtype=dtype, output_loading_info=True)
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise UserError(f"encoder {self.path!r} lacks {len(missing)} weights, such as {missing[0]}.")
+            model = load_complete(self.kind.vision_class, f"encoder {self.path!r}", self.path, dtype)
         return {name.removeprefix("vision_model."): tensor for name, tensor in model.state_dict().items()}
 
     def padding_processor(self) -> LlavaImageProcessorPil:
@@ -96,27 +93,22 @@ def read_tower(path_or_id: str) -> Tower:
         UserError: neither CLIP nor SigLIP; an image processor of another size than the tower.
     """
     folder = local_folder(path_or_id)
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(
-            f"encoder {path_or_id!r} has no config.json: it is no model folder. Give what a run exported, "
-            "OUT/NAME-dcr or OUT/NAME-dcr-vision; python -m dcr_hf.export makes them of a run's checkpoint."
-        )
-    config = AutoConfig.from_pretrained(folder)
+    who = f"encoder {path_or_id!r}"
+    config = read_config(
+        who,
+        folder,
+        "it is no model folder. Give what a run exported, OUT/NAME-dcr or OUT/NAME-dcr-vision; python -m "
+        "dcr_hf.export makes them of a run's checkpoint.",
+    )
     if config.model_type in ("clip", "siglip"):
         config = config.vision_config
     if config.model_type not in KINDS:
         raise UserError(
-            f"encoder {path_or_id!r} is a {config.model_type!r} model; LLaVA's tower here is a CLIP or a SigLIP, the "
+            f"{who} is a {config.model_type!r} model; LLaVA's tower here is a CLIP or a SigLIP, the "
             "dual encoder or its vision tower."
         )
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise NotFoundError(f"encoder {path_or_id!r} lacks an image processor: no preprocessor_config.json.")
-    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    size = image_processor.crop_size or image_processor.size
-    if size["height"] != config.image_size:
-        raise UserError(
-            f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
-            f"{config.image_size}. Correct preprocessor_config.json."
-        )
+        raise NotFoundError(f"{who} lacks an image processor: no preprocessor_config.json.")
+    image_processor = read_image_processor(who, folder, config.image_size, backend="pil")
     local = Path(path_or_id).expanduser()
     return Tower(str(local) if local.is_dir() else path_or_id, config, image_processor)

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dcr_hf.errors import NotFoundError
+from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.models.reading import TORCH_FILE_ERRORS, read_json
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -47,7 +49,10 @@ def weight_files(folder: Path) -> list[Path]:
         raise NotFoundError(f"{folder} holds no weights: none of {', '.join(_SINGLE)} is in it.")
     if found.suffix != ".json":
         return [found]
-    files = sorted(folder / name for name in set(json.loads(found.read_text())["weight_map"].values()))
+    shard_of = read_json("weights", found).get("weight_map")
+    if not isinstance(shard_of, dict):
+        raise UserError(f"{found} has no weight_map: it is no index of weights.")
+    files = sorted(folder / name for name in set(shard_of.values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise NotFoundError(f"{folder} is not whole: {found.name} names {', '.join(missing)}, not there.")
@@ -58,11 +63,14 @@ def weight_files(folder: Path) -> list[Path]:
 def opened(file: Path) -> Iterator[dict[str, Read]]:
     """{name: a function that reads the tensor} of one file; nothing is read before it is called."""
     if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as weights:
-            yield {name: lambda name=name: weights.get_tensor(name) for name in weights.keys()}
+        with as_user_error(f"{file} is no safetensors file", OSError, SafetensorError):
+            opened_file = safe_open(file, framework="pt")
+        with opened_file as weights:
+            yield {name: partial(weights.get_tensor, name) for name in weights.keys()}
     else:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        yield {name: lambda name=name: tensors[name] for name in tensors}
+        with as_user_error(f"{file} is no file of tensors", *TORCH_FILE_ERRORS):
+            tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        yield {name: partial(tensors.__getitem__, name) for name in tensors}
 
 
 def weight_names(folder: Path) -> set[str]:

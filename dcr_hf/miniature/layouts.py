@@ -19,6 +19,7 @@ from dcr_hf.evaluation.readers.mmvp import CATEGORIES, HEADER, IMAGE_FOLDER
 from dcr_hf.miniature.captions import coarse_caption, describe, phrase, template
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Attribute, Scene, sample_scene
+from dcr_hf.models.reading import read_json
 
 PUBLISHED_PAIRS = 15  # a category
 PAIRS = "scene_pairs"
@@ -55,7 +56,7 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
     """
     wanted = {"draw": draw, "count": count, "size": size, "seed": seed}
     mark = folder / _MARK
-    if folder.is_dir() and not (mark.is_file() and json.loads(mark.read_text()) != wanted):
+    if folder.is_dir() and not (mark.is_file() and read_json("drawn scenes", mark) != wanted):
         return
     shutil.rmtree(folder, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -184,7 +185,7 @@ def write_benchmarks(
     """
     wanted = {"draw": draw, "size": size, "seed": seed, "pairs": per_category, "train": train, "test": test}
     mark = root / _MARK
-    if mark.is_file() and json.loads(mark.read_text()) == wanted:
+    if mark.is_file() and read_json("drawn scenes", mark) == wanted:
         return
     shutil.rmtree(root, ignore_errors=True)
     write_pairs(root / "MMVP_VLM", draw, PUBLISHED_PAIRS, size, seed)

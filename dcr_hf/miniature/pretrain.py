@@ -16,6 +16,7 @@ from dcr_hf.miniature.fitting import Autoencoding, Averaging, Batches, Contrast,
 from dcr_hf.miniature.layouts import draw_scenes, pairs
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, MAX_TOKENS, Size
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, Scene, sample_scene
+from dcr_hf.training.checkpoints import writing
 
 CAPTIONS_AN_IMAGE = 5
 OTHERS_NAMED = 0.5  # how often the told CLIP hears of what a scene shares with its twin
@@ -150,10 +151,11 @@ def pretrain_denoiser(
 
 
 def _save(folder: Path, *parts) -> Path:
-    """Saved beside its place first: a folder that is there is whole."""
+    """Write a folder that exists only once it is complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for part in parts:
-        part.save_pretrained(unfinished)
+    with writing(unfinished, needed=0, remedy="Make room"):
+        for part in parts:
+            part.save_pretrained(unfinished)
     unfinished.rename(folder)
     return folder

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dcr_hf.errors import UserError
-from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config
+from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config, read_image_processor
 from dcr_hf.models.loading import load_complete
 
 
@@ -67,14 +66,10 @@ class ImageEncoder(nn.Module):
             UserError: not a CLIP or SigLIP, or an image processor of another size than the tower.
         """
         config, family = read_encoder_config(path_or_id)
-        processor = AutoImageProcessor.from_pretrained(path_or_id)
-        size = processor.crop_size or processor.size
-        if size["height"] != config.vision_config.image_size:
-            raise UserError(
-                f"encoder {path_or_id!r}: its image processor makes {size['height']} pixels, its vision tower takes "
-                f"{config.vision_config.image_size}. Correct preprocessor_config.json."
-            )
-        return cls(load_complete(path_or_id, family), family, processor.image_mean, processor.image_std)
+        who = f"encoder {path_or_id!r}"
+        processor = read_image_processor(who, path_or_id, config.vision_config.image_size)
+        model = load_complete(family.dual_class, who, path_or_id, torch.float32)
+        return cls(model, family, processor.image_mean, processor.image_std)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import (
-    AutoConfig,
+    AutoImageProcessor,
     CLIPModel,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -15,6 +16,7 @@ from transformers import (
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_config
 
 _LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
@@ -65,19 +67,44 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.m
 
 def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     """The checkpoint's configuration and its family, by `model_type`. Reads no weights."""
-    folder = local_folder(path_or_id)
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(
-            f"encoder {path_or_id!r} has no config.json: it is not a folder that transformers' save_pretrained wrote."
-        )
-    with as_user_error(f"encoder {path_or_id!r}: config.json", OSError, ValueError, KeyError):
-        config = AutoConfig.from_pretrained(folder)
+    config = read_config(
+        f"encoder {path_or_id!r}",
+        local_folder(path_or_id),
+        "it is not a folder that transformers' save_pretrained wrote.",
+    )
     if config.model_type not in FAMILIES:
         raise UserError(
             f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the "
             "complete dual encoder, text tower included, not the vision tower alone)."
         )
     return config, FAMILIES[config.model_type]
+
+
+def read_image_processor(who: str, path: str | Path, side: int, backend: str | None = None) -> Any:
+    """The image processor of a folder or id, checked to make images of the vision tower's size.
+
+    Args:
+        who: whose it is, for the message.
+        side: what the vision tower takes, in pixels.
+        backend: of transformers; by default its choice.
+
+    Raises:
+        UserError: missing or broken; another size than the tower's.
+    """
+    with as_user_error(f"{who}: image processor", *SIDE_FILE_ERRORS):
+        processor = AutoImageProcessor.from_pretrained(path, **({"backend": backend} if backend else {}))
+    check_image_size(who, processor, side)
+    return processor
+
+
+def check_image_size(who: str, processor: Any, side: int) -> None:
+    """Raise a UserError unless the processor makes images of `side` pixels, which the vision tower takes."""
+    size = processor.crop_size or processor.size
+    if size["height"] != side:
+        raise UserError(
+            f"{who}: its image processor makes {size['height']} pixels, its vision tower takes {side}. Correct "
+            "preprocessor_config.json."
+        )
 
 
 def embedding_width(config: PreTrainedConfig) -> int:

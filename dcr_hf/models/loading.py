@@ -1,9 +1,9 @@
-"""The complete dual encoder from disk, with what stage 2 trained merged in."""
+"""Models from disk, complete or refused; the dual encoder with the weights of stage 2 merged in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -13,18 +13,37 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from dcr_hf.errors import UserError, as_user_error
-from dcr_hf.models.families import Family, read_encoder_config
+from dcr_hf.models.families import read_encoder_config
+from dcr_hf.models.reading import SIDE_FILE_ERRORS, WEIGHT_ERRORS
 from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 
-def load_complete(path_or_id: str, family: Family) -> PreTrainedModel:
-    """The dual encoder in float32; raises a UserError if the checkpoint lacks weights."""
-    with as_user_error(f"encoder {path_or_id!r}", OSError, SafetensorError):
-        loaded: Any = family.dual_class.from_pretrained(path_or_id, dtype=torch.float32, output_loading_info=True)
-    model, report = loaded
-    if report["missing_keys"]:  # transformers would leave them random, with no error
+
+def load_complete(
+    model_class: type[Model], who: str, path_or_id: str | Path, dtype: torch.dtype, **kwargs: Any
+) -> Model:
+    """`model_class.from_pretrained`, refused where transformers would leave weights random.
+
+    Args:
+        who: whose weights they are, for the message.
+        path_or_id: folder or hub id.
+        kwargs: passed on to `from_pretrained`.
+
+    Raises:
+        UserError: no weights, broken ones, missing ones, or some of another shape than the configuration's.
+    """
+    with as_user_error(who, *WEIGHT_ERRORS):
+        loaded = model_class.from_pretrained(
+            path_or_id, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    model, report = cast(tuple[Model, dict[str, Any]], loaded)
+    if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise UserError(f"encoder {path_or_id!r} lacks {len(missing)} weights, such as {missing[0]}.")
+        raise UserError(f"{who} lacks {len(missing)} weights, such as {missing[0]}.")
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"], key=lambda entry: entry[0])
+        raise UserError(f"{who}: {name} has the shape {tuple(found)}, its config.json says {tuple(expected)}.")
     return model
 
 
@@ -40,20 +59,25 @@ def quietly() -> Iterator[None]:
 
 
 def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> PreTrainedModel:
-    """The complete dual encoder in float32, text tower included, in eval mode.
+    """The dual encoder in float32, text tower included, in eval mode.
 
     Args:
         path_or_id: the base.
         trained: a result or checkpoint of stage 2, whose adapter is merged into the weights, or whose vision weights
             replace the base's.
+
+    Raises:
+        UserError: no CLIP or SigLIP; weights that are missing, broken, or of another base.
     """
     _, family = read_encoder_config(path_or_id)
-    model = load_complete(path_or_id, family).eval()
+    model = load_complete(family.dual_class, f"encoder {path_or_id!r}", path_or_id, torch.float32).eval()
     if trained is None:
         return model
     if (Path(trained) / ADAPTER_WEIGHTS).is_file():
-        return PeftModel.from_pretrained(model, trained).merge_and_unload()
-    weights = load_file(Path(trained) / VISION_WEIGHTS)
+        with as_user_error(f"adapter {trained}", SafetensorError, *SIDE_FILE_ERRORS):
+            return PeftModel.from_pretrained(model, trained).merge_and_unload()
+    with as_user_error(f"{Path(trained) / VISION_WEIGHTS}", OSError, SafetensorError):
+        weights = load_file(Path(trained) / VISION_WEIGHTS)
     expected = {name for name, _ in model.named_parameters() if name.startswith(family.export_prefixes)}
     if weights.keys() != expected:
         raise UserError(

@@ -2,14 +2,14 @@
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.models.reading import read_json
 
 PROJECTOR_FOLDER = "projector"
 PROJECTOR_WEIGHTS = "model.safetensors"
@@ -72,12 +72,12 @@ def check_projector(
             f"{folder} holds no projector: neither {PROJECTOR_WEIGHTS} nor {PROJECTOR_FOLDER}/{PROJECTOR_WEIGHTS}. "
             "--stage 2 needs stage 1's projector: run --stage 1 into the same --output_dir first, or give --projector."
         )
-    with as_user_error(f"the projector in {folder}: config.json", OSError, ValueError):
-        config = json.loads((found_in / "config.json").read_text())
-    if (config["embedding_width"], config["condition_width"]) != (embedding_width, condition_width):
+    config = read_json(f"the projector in {folder}", found_in / "config.json")
+    found_embedding, found_condition = config.get("embedding_width"), config.get("condition_width")
+    if (found_embedding, found_condition) != (embedding_width, condition_width):
         raise UserError(
-            f"the projector in {folder} maps embeddings of width {config['embedding_width']} to conditions of width "
-            f"{config['condition_width']}; this encoder's embeddings have width {embedding_width} and this denoiser's "
+            f"the projector in {folder} maps embeddings of width {found_embedding} to conditions of width "
+            f"{found_condition}; this encoder's embeddings have width {embedding_width} and this denoiser's "
             f"conditions {condition_width}. Give the --projector that was trained for them, or run --stage 1."
         )
     found = config.get("patch_width")  # absent in older ones

@@ -1,11 +1,11 @@
 """The files of a stage 2 result: an adapter, or the weights of the vision side."""
 
-import json
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from dcr_hf.errors import UserError
+from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.models.reading import read_json
 
 # A result of stage 2: peft's adapter, or the complete vision side.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -13,19 +13,19 @@ VISION_WEIGHTS = "vision.safetensors"
 
 
 def trained_base(folder: str | Path) -> str:
-    """The base model of the stage 2 result in `folder`, as it was named in training.
+    """The base model of the stage-2 result in `folder`, as it was named in training.
 
     Raises:
-        UserError: the files name no base.
+        UserError: the files are broken or do not name it.
     """
     adapter, vision = Path(folder) / "adapter_config.json", Path(folder) / VISION_WEIGHTS
     if adapter.is_file():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        base = read_json("adapter", adapter).get("base_model_name_or_path")
     else:
-        with safe_open(vision, framework="pt") as weights:
-            base = weights.metadata().get("base_model_name_or_path")
+        with as_user_error(str(vision), OSError, SafetensorError), safe_open(vision, framework="pt") as weights:
+            base = (weights.metadata() or {}).get("base_model_name_or_path")
     if not base:
-        raise UserError(f"the stage 2 result in {folder} names no base model (base_model_name_or_path).")
+        raise UserError(f"the stage-2 result in {folder} names no base model (base_model_name_or_path).")
     return base
 
 

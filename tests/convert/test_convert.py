@@ -1,6 +1,7 @@
 """OpenAI-format weights: the converted model computes what a plain OpenAI CLIP computes; nothing is unpickled."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -169,8 +170,25 @@ def test_image_processor_has_openai_s_statistics(openai_clip, clip_folder, tmp_p
     assert processor.processor.image_mean[0] == 0.48145466 != MEAN[0]
 
 
-def test_does_not_overwrite(openai_clip, clip_folder, tmp_path, capsys):
-    torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "clip.pt"), str(tmp_path), "--base", str(clip_folder)])
-    assert "is not empty" in capsys.readouterr().err
+def test_a_users_mistake_ends_in_one_line(openai_clip, clip_folder, tmp_path, refusal):
+    file, base = tmp_path / "clip.pt", ["--base", str(clip_folder)]
+    torch.save(openai_clip.state_dict(), file)
+    assert "is not empty" in refusal(main, [str(file), str(tmp_path), *base])
+    assert "is not empty" in refusal(main, [str(file), str(file), *base])
+    bare = shutil.copytree(clip_folder, tmp_path / "bare")
+    (bare / "tokenizer.json").write_text("{")
+    assert "tokenizer: " in refusal(main, [str(file), str(tmp_path / "out"), "--base", str(bare)])
+    content = file.read_bytes()
+    for broken in (content[:-1000], content[:100], b"junk", b""):
+        file.write_bytes(broken)
+        assert "is no plain state dict" in refusal(main, [str(file), str(tmp_path / "out"), *base])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_our_own_keeps_its_traceback(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("our own")
+
+    monkeypatch.setattr("dcr_hf.convert.__main__.convert", fail)
+    with pytest.raises(ValueError, match="our own"):
+        main(["clip.pt", str(tmp_path / "out")])

@@ -228,7 +228,30 @@ def test_a_vae_that_adds_noise_of_its_own_is_seen(pretrained, tmp_path):
     assert clean["vae_mse"] == noisy["vae_mse"] and clean["noise_mse/full"] != noisy["noise_mse/full"]
 
 
-def test_the_command_goes_on_measures_and_checks(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
+def test_the_command_ends_in_one_line_or_with_the_traceback(tiny_size, draw, tmp_path, monkeypatch, refusal):
+    arguments = ["--output_dir", str(tmp_path / "out")]
+    monkeypatch.setitem(cli.SIZES, "mini", tiny_size)
+    monkeypatch.setattr(cli.TrainingDraw, "of", lambda *args: draw)
+    monkeypatch.setattr(pretrain, "fit", lambda *args, **kwargs: None)
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CLIPModel, "save_pretrained", full)
+        assert "could not write" in refusal(cli.main, arguments)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("our own")
+
+    monkeypatch.setattr(cli, "pretrain_clip", fail)
+    with pytest.raises(RuntimeError, match="our own"):
+        cli.main(arguments)
+    (tmp_path / "file").touch()
+    assert "is a file" in refusal(cli.main, ["--output_dir", str(tmp_path / "file")])
+
+
+def test_the_command_continues_measures_and_checks(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cli.SIZES, "mini", tiny_size)
     small = {"per_category": 2, "train": 60, "test": 60}
     monkeypatch.setattr(cli, "write_benchmarks", lambda *args: write_benchmarks(*args, **small))
