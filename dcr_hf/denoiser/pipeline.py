@@ -179,6 +179,19 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
     return EmptyPrompt(tokens, norm, pooled)
 
 
+def time_ids(latents: Tensor, scale: int) -> Tensor:
+    """SD-XL's time ids (1, 6) of uncropped images: (height, width, top 0, left 0, height, width) in pixels.
+
+    Args:
+        latents: (B, 4, h, w).
+        scale: pixels a latent's side.
+    """
+    height, width = (scale * side for side in latents.shape[-2:])
+    # Filled on the device: a list would be copied there at every step.
+    ids = [torch.full((1,), size, device=latents.device) for size in (height, width, 0, 0, height, width)]
+    return torch.stack(ids, dim=1)
+
+
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
     with as_user_error(f"denoiser {path_or_id!r}: tokenizer{suffix}", *SIDE_FILE_ERRORS):
         tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
