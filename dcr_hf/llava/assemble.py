@@ -1,8 +1,10 @@
 """A vision tower and a language model -> a LLaVA that was not trained yet: what LLaVA's own training begins from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -86,12 +88,13 @@ def assemble(parts: Parts, output: Path) -> None:
         ExportError: what was written is not whole.
     """
     place, config, tokenizer = parts.language_place, parts.llava.config, parts.llava.processor.tokenizer
+    dtype, rows = cast(torch.dtype, config.dtype), cast(PreTrainedConfig, config.text_config).vocab_size
     new = [
-        partial(_named, "vision_tower.vision_model.", partial(parts.tower.weights, config.dtype)),
-        partial(_named, "multi_modal_projector.", partial(new_projector, config, config.dtype)),
+        partial(_named, "vision_tower.vision_model.", partial(parts.tower.weights, dtype)),
+        partial(_named, "multi_modal_projector.", partial(new_projector, config, dtype)),
     ]
     with made_whole(output, sum(file.stat().st_size for file in weight_files(place))) as folder:
-        rewrite(place, folder, partial(_language_weight, config.text_config.vocab_size), new)
+        rewrite(place, folder, partial(_language_weight, rows), new)
         config.save_pretrained(folder)
         save_processor(parts.llava.processor, folder)
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -121,7 +124,7 @@ def _config(
     return LlavaConfig(
         vision_config=tower.config,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids(IMAGE)),
         image_seq_length=tower.image_tokens,
         vision_feature_select_strategy=tower.kind.strategy,
         architectures=["LlavaForConditionalGeneration"],
@@ -129,7 +132,7 @@ def _config(
     )
 
 
-def _named(prefix: str, make: Read) -> dict[str, Tensor]:
+def _named(prefix: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in make().items()}
 
 

@@ -121,4 +121,4 @@ class LlavaTraining(TrainingOptions):
     @property
     def lora_scale(self) -> float:
         """alpha / rank; 0 without adapters."""
-        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
+        return (self.lora_alpha or 0.0) / self.lora_rank if self.lora_rank else 0.0

@@ -7,10 +7,11 @@ LLaVA-NeXT, of its siglip_encoder.py.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPVisionModel, PreTrainedConfig
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.llava.weights import opened, weight_files
@@ -71,9 +72,10 @@ def _not_clip(config: PreTrainedConfig) -> str:
 
 def _weights(folder: Path, vision: PreTrainedConfig) -> Finding:
     with torch.device("meta"):
-        tower = CLIPVisionModel(vision)
+        tower = CLIPVisionModel(cast(CLIPVisionConfig, vision))
     expected = {_PREFIX + n.removeprefix(_PREFIX): tuple(p.shape) for n, p in tower.named_parameters()}
-    found, bare = {}, []
+    found: dict[str, tuple[int, ...]] = {}
+    bare: list[str] = []
     try:
         for file in weight_files(folder):
             if file.suffix == ".safetensors" and not _names_its_format(file):

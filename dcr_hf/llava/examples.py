@@ -101,7 +101,7 @@ class Examples(Dataset):
 
     def _pixels(self, name: str) -> Tensor:
         try:
-            content = (self.images / name).read_bytes()
+            content = Path(self.images or "", name).read_bytes()
         except OSError as error:
             raise BadImageError("missing") from error
         return self.processor.image_processor(decode_image(content), return_tensors="pt").pixel_values[0]

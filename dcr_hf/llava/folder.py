@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.export import ExportError
@@ -49,12 +50,17 @@ class LlavaFolder:
 
     @property
     def tower(self) -> Tower:
-        return Tower(self.name, self.config.vision_config, self.processor.image_processor)
+        return Tower(self.name, vision_config(self.config), self.processor.image_processor)
 
     @property
     def bytes(self) -> int:
         """Of its weights."""
         return sum(file.stat().st_size for file in weight_files(self.place))
+
+
+def vision_config(config: LlavaConfig) -> PreTrainedConfig:
+    """The tower's part of a configuration, which LlavaConfig has read."""
+    return cast(PreTrainedConfig, config.vision_config)
 
 
 def read_llava(path_or_id: str) -> LlavaFolder:
@@ -81,11 +87,9 @@ def read_llava(path_or_id: str) -> LlavaFolder:
         )
     with as_user_error(f"LLaVA {path_or_id!r}: config.json", *SIDE_FILE_ERRORS):
         config = LlavaConfig.from_pretrained(place)
-    if config.vision_config.model_type not in KINDS:
-        raise UserError(
-            f"LLaVA {path_or_id!r} has a {config.vision_config.model_type!r} tower; supported are "
-            f"{' and '.join(KINDS)}."
-        )
+    kind = vision_config(config).model_type
+    if kind not in KINDS:
+        raise UserError(f"LLaVA {path_or_id!r} has a {kind!r} tower; supported are {' and '.join(KINDS)}.")
     with as_user_error(f"LLaVA {path_or_id!r}: processor", *SIDE_FILE_ERRORS):
         processor = AutoProcessor.from_pretrained(place, backend="pil")
     if not isinstance(processor, LlavaProcessor):
@@ -146,7 +150,7 @@ def _check_whole(folder: Path) -> None:
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
     expected = {canonical(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
         with opened(file) as tensors:
             found |= {canonical(name): tuple(read().shape) for name, read in tensors.items()}

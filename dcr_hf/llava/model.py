@@ -1,12 +1,13 @@
 """transformers' LLaVA, to be trained: what each stage trains, and its weights alone in a file."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedConfig
 
 from dcr_hf.errors import UserError
 from dcr_hf.export import ExportError
@@ -59,7 +60,7 @@ class TrainedLlava(nn.Module):
         return self.llava(inputs_embeds=words, use_cache=False, **inputs)
 
     def _features(self, pixel_values: Tensor | None) -> Tensor:
-        vision, tower = self.config.vision_config, self.llava.model.vision_tower
+        vision, tower = cast(PreTrainedConfig, self.config.vision_config), self.llava.model.vision_tower
         if pixel_values is None:
             pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
         pixel_values = pixel_values.to(tower.device, tower.dtype)
@@ -82,7 +83,7 @@ class TrainedLlava(nn.Module):
         self.requires_grad_(False)
         if lora_rank:
             lora = LoraConfig(
-                r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=_LORA_TARGETS
+                r=lora_rank, lora_alpha=cast(int, lora_alpha), lora_dropout=lora_dropout, target_modules=_LORA_TARGETS
             )
             inject_adapter_in_model(lora, self.llava)
         else:
@@ -132,7 +133,7 @@ class TrainedWeights:
 
     def __init__(self, folders: list[Path], lora_scale: float):
         self.lora_scale = lora_scale
-        self._files = {}
+        self._files: dict[str, tuple[Path, str]] = {}
         for folder in folders:
             for file in weight_files(folder):
                 with opened(file) as tensors:

@@ -97,7 +97,7 @@ def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], lis
 def _turn(turn) -> tuple[str, str]:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         raise _Fault("a turn without a value")
-    role = _ROLES.get(turn.get("from"))
+    role = _ROLES.get(str(turn.get("from")))
     if role is None:
         raise _Fault(f"a turn from {turn.get('from')!r}, neither human nor gpt")
     return role, turn["value"]

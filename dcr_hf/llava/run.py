@@ -54,7 +54,7 @@ class _Place:
 
     @classmethod
     def of(cls, recipe: LlavaRecipe, args: LlavaTraining) -> "_Place":
-        output = Path(args.output_dir)
+        output = args.folder
         return cls(output, output / ("llava-aligned" if recipe.stage == ALIGN else "llava"))
 
     @property
@@ -138,7 +138,7 @@ def _beginning(recipe: LlavaRecipe, place: _Place) -> LlavaFolder | Parts:
         )
     if recipe.llava:
         return read_llava(recipe.llava)
-    if not all(parts):
+    if recipe.encoder is None or recipe.language_model is None:
         raise UserError("give --llava, or both --encoder and --language_model.")
     if recipe.stage == INSTRUCT and not place.trained(ALIGN):
         raise UserError(

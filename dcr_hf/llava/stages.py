@@ -33,16 +33,16 @@ TRAINED = "trained"
 def stage_args(recipe: LlavaRecipe, args: LlavaTraining, stage: str) -> LlavaTraining:
     """The run's arguments with the stage's own folder, budget, batch and learning rate."""
     args = copy.deepcopy(args)
-    args.output_dir = str(Path(args.output_dir) / stage)
+    args.output_dir = str(args.folder / stage)
     if stage == ALIGN:
         args.max_steps, args.learning_rate = recipe.align_max_steps, recipe.align_learning_rate
         args.per_device_train_batch_size = recipe.align_batch_size
         args.train_sampling_strategy = "random"
         args.lora_rank, args.lora_alpha = 0, 0.0
     else:
-        args.max_steps, args.learning_rate = recipe.instruct_max_steps, recipe.instruct_learning_rate
-        if args.learning_rate is None:
-            args.learning_rate = 2e-4 if args.lora_rank else 2e-5
+        default = 2e-4 if args.lora_rank else 2e-5
+        given = recipe.instruct_learning_rate
+        args.max_steps, args.learning_rate = recipe.instruct_max_steps, default if given is None else given
         args.per_device_train_batch_size = recipe.instruct_batch_size
     if args.deepspeed:  # its `auto` values were filled in from what the stage has now replaced
         args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
@@ -90,7 +90,7 @@ def _freeze(model: TrainedLlava, args: LlavaTraining, stage: str) -> None:
     if stage == ALIGN:
         model.train_projector()
     else:
-        model.train_language(args.lora_rank, args.lora_alpha, args.lora_dropout)
+        model.train_language(args.lora_rank, args.lora_alpha or 0.0, args.lora_dropout)
 
 
 def train_stage(
@@ -106,7 +106,7 @@ def train_stage(
     Raises:
         Interrupted: a signal ended training early, after a checkpoint.
     """
-    folder = Path(args.output_dir)
+    folder = args.folder
     checkpoint = next(reversed(complete_checkpoints(folder)), None)
     trainer = LlavaTrainer(
         stage_model(start, args, stage, before),
@@ -125,7 +125,7 @@ def train_stage(
 def finish_from_last(args: LlavaTraining) -> None:
     """The stage's result from its last checkpoint, where a run died between the two. To be called by one process,
     before the others look whether the stage is finished."""
-    folder = Path(args.output_dir)
+    folder = args.folder
     checkpoint = next(reversed(complete_checkpoints(folder)), None)
     if checkpoint is None or is_finished(folder):
         return
@@ -159,7 +159,7 @@ def describe(start: LlavaFolder, recipe: LlavaRecipe, args: LlavaTraining, stage
     with torch.device("meta"):
         model = TrainedLlava(LlavaForConditionalGeneration(start.config))
         _freeze(model, args, stage)
-    parts = Counter()
+    parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts[part_of(name)] += parameter.numel()

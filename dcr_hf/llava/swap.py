@@ -53,7 +53,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
         raise AlreadyExistsError(f"{output} exists. Choose another --output, or remove it.")
     source, tower = read_llava(llava), read_tower(encoder)
     config = swapped_config(source, tower)
-    widths = source.config.vision_config.hidden_size, tower.config.hidden_size
+    widths = source.tower.config.hidden_size, tower.config.hidden_size
     parts = {TOWER: tower.weights}
     if widths[0] != widths[1]:
         parts[PROJECTOR] = partial(new_projector, LlavaConfig.from_dict(config))

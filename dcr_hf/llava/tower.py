@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +13,10 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionModel,
 )
-from transformers.image_processing_utils import BaseImageProcessor
 
 from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.hub import local_folder
-from dcr_hf.models.families import read_image_processor
+from dcr_hf.models.families import ImageProcessor, read_image_processor
 from dcr_hf.models.loading import load_complete, quietly
 from dcr_hf.models.reading import read_config
 
@@ -28,7 +28,7 @@ class Kind:
     vision_class: type[PreTrainedModel]
     additional_tokens: int
     """Tokens beside those of the patches: CLIP's class token."""
-    strategy: str
+    strategy: Literal["default", "full"]
     """`vision_feature_select_strategy`: `default` leaves out the first token, `full` takes all."""
 
 
@@ -50,7 +50,7 @@ class Tower:
 
     path: str
     config: PreTrainedConfig
-    image_processor: BaseImageProcessor
+    image_processor: ImageProcessor
 
     @property
     def kind(self) -> Kind:

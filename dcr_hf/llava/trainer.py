@@ -46,6 +46,7 @@ class LlavaTrainer(ResumableTrainer):
     ):
         collator = collate(examples.processor.tokenizer.pad_token_id)
         super().__init__(model=model, args=args, train_dataset=examples, data_collator=collator, **kwargs)
+        self.examples = examples
         self.projector_learning_rate = projector_learning_rate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -71,7 +72,7 @@ class LlavaTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset=None) -> RandomOrder:
         kind = LengthGroups if self.args.train_sampling_strategy == "group_by_length" else RandomOrder
         order = kind(
-            self.train_dataset.lengths,
+            self.examples.lengths,
             self.args.per_device_train_batch_size,
             batches=self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
@@ -79,11 +80,11 @@ class LlavaTrainer(ResumableTrainer):
         self.add_callback(_NextEpoch(order))
         return order
 
-    def train(self, resume_from_checkpoint: str | None = None):
-        if resume_from_checkpoint and self.args.process_index == 0:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        if isinstance(resume_from_checkpoint, str) and self.args.process_index == 0:
             before = json.loads((Path(resume_from_checkpoint) / _SKIPPED).read_text())
             self.metrics_log.skipped = Counter(before)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_extra(self, checkpoint: Path) -> None:
         """What was left out so far."""

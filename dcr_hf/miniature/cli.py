@@ -8,7 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 
 from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES

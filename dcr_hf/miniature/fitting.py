@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import IntTensor, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import CLIPModel, CLIPTextModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from dcr_hf.miniature import models
@@ -37,6 +40,9 @@ class Batches(Dataset):
 class Contrast(nn.Module):
     """A CLIPModel with its own loss; pixels in [0, 1] are normalised as its processor does."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: CLIPModel):
         super().__init__()
         self.clip = clip
@@ -51,7 +57,7 @@ class Contrast(nn.Module):
 class Autoencoding(nn.Module):
     """Squared error of the reconstruction, and a slight pull of the latents towards a normal distribution."""
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: AutoencoderKL):
         super().__init__()
         self.vae = vae
 
@@ -65,7 +71,7 @@ class Autoencoding(nn.Module):
 class Denoising(nn.Module):
     """UNet and text encoder, trained together on what the scheduler says is predicted; `averaged` is what is kept."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, scheduler):
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler):
         super().__init__()
         self.trained = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
         self.averaged = torch.optim.swa_utils.AveragedModel(
@@ -75,19 +81,25 @@ class Denoising(nn.Module):
 
     def forward(self, latents: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         noise = torch.randn_like(latents)
-        steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(steps, (len(latents),), device=latents.device)
+        steps = self.scheduler.config["num_train_timesteps"]
+        timesteps = cast(IntTensor, torch.randint(steps, (len(latents),), device=latents.device))
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         words = self.trained["text_encoder"](input_ids).last_hidden_state
         predicted = self.trained["unet"](noisy, timesteps, words).sample
-        if self.scheduler.config.prediction_type == "epsilon":
+        if self.scheduler.config["prediction_type"] == "epsilon":
             return {"loss": F.mse_loss(predicted, noise)}
         return {"loss": F.mse_loss(predicted, self.scheduler.get_velocity(latents, noise, timesteps))}
 
 
 class Averaging(TrainerCallback):
-    def on_step_end(self, args, state, control, model: Denoising, **kwargs) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        model: Denoising = kwargs["model"]
         model.averaged.update_parameters(model.trained)
+
+
+def _as_made(batch: Any) -> dict[str, Tensor]:
+    """`Batches` has joined the rows already."""
+    return batch
 
 
 def fit(
@@ -123,7 +135,7 @@ def fit(
         module,
         arguments,
         train_dataset=data,
-        data_collator=lambda batch: batch,
+        data_collator=_as_made,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)

@@ -82,12 +82,13 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
 
 def write_pairs(folder: Path, draw: str, per_category: int, size: int, seed: int = 0) -> None:
     """An MMVP_VLM folder. The two images of a pair differ in the category's attribute and in nothing else."""
-    rows, scenes = [], []
+    rows: list[dict[str, str]] = []
+    scenes = []
     for pair, (attribute, scene, other) in enumerate(pairs(draw, per_category, seed)):
         category = CATEGORIES[ATTRIBUTES.index(attribute)]
         for number, each in enumerate((scene, other)):
             statement = describe(each, [attribute.name])
-            rows.append({"Question ID": 2 * pair + number + 1, "Type": category, "Statement": statement})
+            rows.append({"Question ID": str(2 * pair + number + 1), "Type": category, "Statement": statement})
             scenes.append(each)
     for row, image in zip(rows, draw_scenes(scenes, size, folder.name), strict=True):
         path = folder / IMAGE_FOLDER / row["Type"] / f"{row['Question ID']}.jpg"
@@ -128,7 +129,9 @@ def write_labeled(
     Returns:
         the names of the sets.
     """
-    sets = {"shape": (SHAPES, list(SHAPES), ["a photo of a {c}"])}
+    sets: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
+        "shape": (SHAPES, list(SHAPES), ["a photo of a {c}"])
+    }
     for attribute in ATTRIBUTES:
         names = [phrase(attribute.name, value) for value in attribute.values]
         sets[attribute.name] = (attribute.values, names, template(attribute.name))

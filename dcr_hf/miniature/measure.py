@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def measure_encoders(
     Embeddings are kept in `cache`, by default within `output`.
     """
     prepared = prepare(encoders, list(benchmarks), data)
-    return execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256)
+    results = execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256)
+    return cast(Results, results)  # None on all ranks but the first, where no caller reads it
 
 
 def scores(results: Results) -> dict[str, dict[str, list[float]]]:
@@ -68,14 +70,14 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
     scenes = [sample_scene(draw, _SCENES_FROM + index, seed) for index in range(count)]
-    pixels = draw_scenes(scenes, denoiser.vae.config.sample_size, "scenes for the denoiser")
+    pixels = draw_scenes(scenes, denoiser.vae.config["sample_size"], "scenes for the denoiser")
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     captions = [full_caption(scene) for scene in scenes]
     said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
     words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
     # Two, of other seeds: noise must not be what the latents were sampled with.
     generator, sampling = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-    factor = denoiser.vae.config.scaling_factor
+    factor = denoiser.vae.config["scaling_factor"]
     means_of_latents, variances = [], []
     errors: dict[str, list[Tensor]] = {name: [] for name in ("vae", *said)}
     for start in tqdm(range(0, count, _BATCH), desc=f"measuring {folder.name}", unit=" batches"):

@@ -4,9 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
@@ -101,7 +103,7 @@ def make_tokenizer() -> CLIPTokenizer:
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(list[str], merges), model_max_length=MAX_TOKENS)
 
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:

@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -108,7 +110,7 @@ def pretrain_vae(draw: TrainingDraw, size: Size, work: Path, seed: int) -> Path:
 
 
 @torch.no_grad()
-def encode(vae: nn.Module, images: Tensor) -> Tensor:
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """The mean latents (N, 4, h, w) of images in [0, 1], not scaled."""
     vae.eval()
     device = next(vae.parameters()).device
@@ -117,14 +119,14 @@ def encode(vae: nn.Module, images: Tensor) -> Tensor:
 
 
 def pretrain_denoiser(
-    draw: TrainingDraw, vae: nn.Module, size: Size, output: Path, work: Path, seed: int, prediction_type: str
+    draw: TrainingDraw, vae: AutoencoderKL, size: Size, output: Path, work: Path, seed: int, prediction_type: str
 ) -> Path:
     """UNet and text encoder on the latents of all images, computed once. Returns the Stable Diffusion folder."""
     folder = output / DENOISER_FOLDERS[prediction_type]
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
-    latents = encode(vae, draw.images(slice(None))) * vae.config.scaling_factor
+    latents = encode(vae, draw.images(slice(None))) * vae.config["scaling_factor"]
     words = tokenize(tokenizer, [full_caption(scene) for scene in draw.scenes])
     silent = np.random.default_rng((seed, _CAPTION_KEY, 1)).uniform(size=len(words)) < NO_CAPTION
     words[torch.from_numpy(silent)] = tokenize(tokenizer, [""])
@@ -136,7 +138,7 @@ def pretrain_denoiser(
     scheduler = models.make_scheduler(prediction_type)
     training = Denoising(models.make_unet(size), models.make_text_encoder(size, tokenizer), scheduler)
     fit(training, Batches(len(latents), batch), size, "unet", work / f"unet-{prediction_type}", seed, [Averaging()])
-    averaged = training.averaged.module.cpu()
+    averaged = cast(nn.ModuleDict, training.averaged.module).cpu()
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
         text_encoder=averaged["text_encoder"],

@@ -4,7 +4,7 @@ The same (draw, seed, index) gives the same scene; `drawing` makes the same pixe
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,8 @@ class Scene:
 
     def changed(self, attribute: str, value: str) -> "Scene":
         """The same scene but for one attribute."""
-        return replace(self, **{attribute: value})
+        fields: dict[str, Any] = {attribute: value}
+        return replace(self, **fields)
 
 
 def sample_scene(draw: str, index: int, seed: int = 0) -> Scene:

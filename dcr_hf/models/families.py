@@ -1,8 +1,8 @@
-"""CLIP families: what differs between them, and the checks of a checkpoint."""
+"""CLIP families: what differs between them, and what a checkpoint of one says of itself."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 from transformers import (
     AutoImageProcessor,
@@ -34,9 +34,9 @@ class Family:
     non_vision_modules: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
     class_tokens: int
-    """How many of the vision tower's last hidden states precede the patches'."""
+    """Of the vision tower's last hidden states, those that stand before the patches'."""
     export_prefixes: tuple[str, ...]
-    """Prefixes of the weights that an export may change: the vision side."""
+    """Where an exported weight may differ from the original: the vision side."""
 
 
 # SigLIP pools with nn.MultiheadAttention, which reads the weights of its `out_proj` without calling the layer: an
@@ -62,6 +62,7 @@ FAMILIES = {
     ),
 }
 
+
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -74,13 +75,23 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     )
     if config.model_type not in FAMILIES:
         raise UserError(
-            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the "
-            "complete dual encoder, text tower included, not the vision tower alone)."
+            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the whole "
+            "dual encoder, text tower included, not the vision tower alone)."
         )
     return config, FAMILIES[config.model_type]
 
 
-def read_image_processor(who: str, path: str | Path, side: int, backend: str | None = None) -> Any:
+class ImageProcessor(Protocol):
+    """What is read of the families' image processors."""
+
+    size: dict[str, int]
+    crop_size: dict[str, int] | None
+    image_mean: list[float]
+    image_std: list[float]
+    resample: int
+
+
+def read_image_processor(who: str, path: str | Path, side: int, backend: str | None = None) -> ImageProcessor:
     """The image processor of a folder or id, checked to make images of the vision tower's size.
 
     Args:
@@ -92,12 +103,13 @@ def read_image_processor(who: str, path: str | Path, side: int, backend: str | N
         UserError: missing or broken; another size than the tower's.
     """
     with as_user_error(f"{who}: image processor", *SIDE_FILE_ERRORS):
-        processor = AutoImageProcessor.from_pretrained(path, **({"backend": backend} if backend else {}))
+        loaded = AutoImageProcessor.from_pretrained(path, **({"backend": backend} if backend else {}))
+    processor = cast(ImageProcessor, loaded)
     check_image_size(who, processor, side)
     return processor
 
 
-def check_image_size(who: str, processor: Any, side: int) -> None:
+def check_image_size(who: str, processor: ImageProcessor, side: int) -> None:
     """Raise a UserError unless the processor makes images of `side` pixels, which the vision tower takes."""
     size = processor.crop_size or processor.size
     if size["height"] != side:
@@ -118,7 +130,7 @@ def patch_width(config: PreTrainedConfig) -> int:
 
 
 def check_encoder(path_or_id: str) -> int:
-    """Raise if the checkpoint lacks what training or the export needs; loads no weights.
+    """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
 
     Returns:
         D, the width of its embeddings.
@@ -147,6 +159,6 @@ def check_encoder(path_or_id: str) -> int:
     if config.vision_config.image_size % 8:
         raise UserError(
             f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
-            "of 8: the denoiser's VAE cannot encode them."
+            "of 8: the denoiser's VAE cannot encode them to whole latents."
         )
     return embedding_width(config)
