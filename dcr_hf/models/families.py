@@ -21,7 +21,7 @@ _LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_pro
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between two kinds of dual encoder; everything else is read from the checkpoint."""
+    """The differences between kinds of dual encoder; everything else is read from the checkpoint."""
 
     dual_class: type[PreTrainedModel]
     vision_class: type[PreTrainedModel]
@@ -32,7 +32,7 @@ class Family:
     non_vision_modules: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
     class_tokens: int
-    """How many of the vision tower's last hidden states precede the patches'."""
+    """The number of the vision tower's last hidden states before the patches'."""
     export_prefixes: tuple[str, ...]
     """Prefixes of the weights that an export may change: the vision side."""
 
