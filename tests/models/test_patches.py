@@ -111,7 +111,7 @@ def parts_of_conditions(count, kept=5):
 
 
 def plain_predictions(folder, denoiser, diffused, conditions, tokens):
-    """(B, K, 4, h, w), a pair at a time through a UNet that nothing was installed in."""
+    """(B, K, 4, h, w), a pair at a time through a UNet without the fast path."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     added = denoiser._added(diffused.noisy_latents)
     rows = []
@@ -206,11 +206,13 @@ def recipe(clip_folder, sd_folder, shards_folder):
 
 def config(folder, **options):
     given = {"condition": "patches", "patch_keep_ratio": 0.2, "max_bad_fraction": 0.5, "warmup_steps": 0}
-    return short_run(folder, **(given | {"save_strategy": "steps", "save_steps": 1} | options))
+    # Steps and learning rates are the recipe's.
+    unset = {"max_steps": -1, "learning_rate": 5e-5, "save_strategy": "steps", "save_steps": 1}
+    return short_run(folder, **(given | unset | options))
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_both_stages_train_export_and_go_on_to_the_same_bits(encoder_folders, recipe, tmp_path, name):
+def test_both_stages_train_export_and_resume_to_the_same_bits(encoder_folders, recipe, tmp_path, name):
     recipe.encoder = str(encoder_folders[name])
     run.run(recipe, config(tmp_path))
     projector = json.loads((tmp_path / "stage1" / "projector" / "config.json").read_text())
@@ -251,7 +253,7 @@ def test_end_to_end_trains_both_networks_and_the_encoder_and_is_diagnosed(recipe
     assert (tmp_path / "clip-tiny-dcr").is_dir()
 
 
-def test_a_checkpoint_of_another_condition_is_not_gone_on_from(recipe, tmp_path):
+def test_a_checkpoint_of_another_condition_is_not_resumed(recipe, tmp_path):
     recipe.stage, recipe.stage1_max_steps = "1", 1
     run.run(recipe, config(tmp_path))
     recipe.stage1_max_steps = 2
