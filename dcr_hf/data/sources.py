@@ -48,7 +48,7 @@ class FileSource:
         )
 
     def token(self, dataset: datasets.IterableDataset, block: dict[str, list]) -> dict:
-        """Where the rows after this block begin."""
+        """The position of the first row after this block."""
         return {name: block[name][-1] for name in PLACE}
 
 

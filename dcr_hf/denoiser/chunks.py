@@ -17,7 +17,7 @@ depends on no other pair, and no random numbers are drawn."""
 
 @dataclass
 class ChunkPlan:
-    """How pairs pass the UNet.
+    """The division of pairs into chunks.
 
     Attributes:
         size: pairs a chunk.

@@ -1,4 +1,4 @@
-"""CLIP families: what differs between them, and what a checkpoint of one says of itself."""
+"""CLIP families: what differs between them, and the checks of a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ class Family:
     non_vision_modules: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
     class_tokens: int
-    """Of the vision tower's last hidden states, those that stand before the patches'."""
+    """How many of the vision tower's last hidden states precede the patches'."""
     export_prefixes: tuple[str, ...]
-    """Where an exported weight may differ from the original: the vision side."""
+    """Prefixes of the weights that an export may change: the vision side."""
 
 
 # SigLIP pools with nn.MultiheadAttention, which reads the weights of its `out_proj` without calling the layer: an
@@ -62,7 +62,6 @@ FAMILIES = {
     ),
 }
 
-
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -75,8 +74,8 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     )
     if config.model_type not in FAMILIES:
         raise UserError(
-            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the whole "
-            "dual encoder, text tower included, not the vision tower alone)."
+            f"encoder {path_or_id!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)} (the "
+            "complete dual encoder, text tower included, not the vision tower alone)."
         )
     return config, FAMILIES[config.model_type]
 
@@ -130,7 +129,7 @@ def patch_width(config: PreTrainedConfig) -> int:
 
 
 def check_encoder(path_or_id: str) -> int:
-    """Raise, before anything is loaded, if the checkpoint lacks what training or the export will need.
+    """Raise if the checkpoint lacks what training or the export needs; loads no weights.
 
     Returns:
         D, the width of its embeddings.
@@ -159,6 +158,6 @@ def check_encoder(path_or_id: str) -> int:
     if config.vision_config.image_size % 8:
         raise UserError(
             f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "
-            "of 8: the denoiser's VAE cannot encode them to whole latents."
+            "of 8: the denoiser's VAE cannot encode them."
         )
     return embedding_width(config)

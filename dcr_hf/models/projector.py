@@ -40,7 +40,7 @@ class Projector(nn.Module, PyTorchModelHubMixin, library_name="dcr_hf", tags=["d
 
     @classmethod
     def _from_pretrained(cls, **options: Any) -> "Projector":
-        """What `from_pretrained` returns, without the line that huggingface_hub prints."""
+        """The loaded projector, without the line that huggingface_hub prints."""
         with contextlib.redirect_stdout(io.StringIO()):
             return super()._from_pretrained(**options)
 
