@@ -33,7 +33,7 @@ def _check(folder: str) -> bool:
     findings = check_tower(folder)
     fit = all(finding.holds for finding in findings)
     for finding in [*findings, *(check_name(folder) if fit else [])]:
-        print(f"{'yes' if finding.holds else 'NO ':<4} {finding.about:<16} {finding.told}")
+        print(f"{'yes' if finding.holds else 'NO ':<4} {finding.about:<16} {finding.message}")
     print(f"{folder}: {'fit for' if fit else 'NOT fit for'} mm_vision_tower in LLaVA-1.5's own code")
     return fit
 

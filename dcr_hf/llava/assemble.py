@@ -85,7 +85,7 @@ def assemble(parts: Parts, output: Path) -> None:
     reads. The embeddings of new tokens are the mean of the old ones.
 
     Raises:
-        ExportError: what was written is not whole.
+        ExportError: what was written is incomplete.
     """
     place, config, tokenizer = parts.language_place, parts.llava.config, parts.llava.processor.tokenizer
     dtype, rows = cast(torch.dtype, config.dtype), cast(PreTrainedConfig, config.text_config).vocab_size

@@ -106,7 +106,7 @@ class LlavaTraining(TrainingOptions):
                 f"--train_sampling_strategy is {self.train_sampling_strategy}; here it is group_by_length or random."
             )
         if self.lora_rank < 0:
-            raise UserError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for the whole model.")
+            raise UserError(f"--lora_rank is {self.lora_rank}; it must be above 0, or 0 for the model itself.")
         if self.lora_alpha is None:
             self.lora_alpha = 2.0 * self.lora_rank
         elif not self.lora_rank:

@@ -27,7 +27,7 @@ class Finding:
 
     holds: bool
     about: str
-    told: str
+    message: str
 
 
 def check_tower(path: str) -> list[Finding]:
@@ -79,27 +79,29 @@ def _weights(folder: Path, vision: PreTrainedConfig) -> Finding:
     try:
         for file in weight_files(folder):
             if file.suffix == ".safetensors" and not _names_its_format(file):
-                told = f"{file.name} does not say its format, which transformers 4.37.2 wants: save it again with it."
-                return Finding(False, "keys", told)
+                message = (
+                    f"{file.name} does not say its format, which transformers 4.37.2 wants: save it again with it."
+                )
+                return Finding(False, "keys", message)
             with opened(file) as tensors:
                 found |= {name: tuple(read().shape) for name, read in tensors.items() if name in expected}
                 bare += [name for name in tensors if _PREFIX + name in expected]
     except UserError as error:
         return Finding(False, "keys", str(error))
     if bare and not found:
-        told = (
+        message = (
             f"names such as {bare[0]} without the prefix {_PREFIX}: transformers 4.37.2 would give every weight a "
             "random value, with no error. Export the tower with python -m dcr_hf.export, which keeps the prefix."
         )
-        return Finding(False, "keys", told)
+        return Finding(False, "keys", message)
     missing = sorted(expected.keys() - found.keys())
     if missing:
-        told = f"{len(missing)} of {len(expected)} weights are missing, such as {missing[0]}: they would be random."
-        return Finding(False, "keys", told)
+        message = f"{len(missing)} of {len(expected)} weights are missing, such as {missing[0]}: they would be random."
+        return Finding(False, "keys", message)
     other = [name for name, shape in expected.items() if found[name] != shape]
     if other:
-        told = f"{other[0]} has the shape {found[other[0]]}; the configuration says {expected[other[0]]}."
-        return Finding(False, "keys", told)
+        message = f"{other[0]} has the shape {found[other[0]]}; the configuration says {expected[other[0]]}."
+        return Finding(False, "keys", message)
     return Finding(True, "keys", f"all {len(expected)} weights, with the prefix {_PREFIX}")
 
 
@@ -111,17 +113,17 @@ def _names_its_format(file: Path) -> bool:
 def _image_processor(folder: Path, side: int) -> Finding:
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        told = "preprocessor_config.json is missing: older transformers look nowhere else. Copy the base model's."
-        return Finding(False, "image processor", told)
+        message = "preprocessor_config.json is missing: older transformers look nowhere else. Copy the base model's."
+        return Finding(False, "image processor", message)
     fields = read_json("image processor", file)
     missing = [name for name in ("crop_size", "image_mean", "image_std", "size") if not fields.get(name)]
     if missing:
-        told = f"preprocessor_config.json has no {', '.join(missing)}, which LLaVA reads. Copy the base model's."
-        return Finding(False, "image processor", told)
+        message = f"preprocessor_config.json has no {', '.join(missing)}, which LLaVA reads. Copy the base model's."
+        return Finding(False, "image processor", message)
     crop = fields["crop_size"]["height"] if isinstance(fields["crop_size"], dict) else fields["crop_size"]
     if crop != side:
-        told = f"preprocessor_config.json crops to {crop} pixels, the tower takes {side}. Correct it."
-        return Finding(False, "image processor", told)
+        message = f"preprocessor_config.json crops to {crop} pixels, the tower takes {side}. Correct it."
+        return Finding(False, "image processor", message)
     return Finding(True, "image processor", f"crops to {crop} pixels, pads with the mean {fields['image_mean']}")
 
 

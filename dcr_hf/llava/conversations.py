@@ -10,7 +10,7 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions."
 )
-# The same for `processor.apply_chat_template`: an image before the words of its message, `</s>` behind each answer.
+# The same for `processor.apply_chat_template`: an image before the words of its message, `</s>` after each answer.
 CHAT_TEMPLATE = (
     SYSTEM + " "
     "{% for message in messages %}"
@@ -62,7 +62,7 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """(token ids, labels); labels are IGNORED but where the model learns. An image has `image_tokens` tokens.
 
-    The whole text is tokenized at once, as it is when the model is asked; a token is learned if its last character is.
+    The text is tokenized in one piece, as for generation; a token is learned if its last character is.
     """
     text = "".join(piece.text for piece in pieces)
     learned = [piece.learned for piece in pieces for _ in piece.text]  # a character each

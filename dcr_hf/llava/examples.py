@@ -23,7 +23,7 @@ class Examples(Dataset):
     "skipped": [(reason, id), ...]}.
 
     A row that cannot be used is left out and counted, and the next one of its modality takes its place, so that the
-    order of all others, and of a run that goes on, is not touched by it.
+    order of all others, and of a resumed run, does not change.
 
     Args:
         records: see `read_records`.
@@ -89,7 +89,7 @@ class Examples(Dataset):
         pixels = None
         if row["image"] is not None:
             if ids.count(image_token) != self.image_tokens:
-                raise BadImageError("image behind the length")
+                raise BadImageError("image beyond the length")
             pixels = self._pixels(row["image"])
         return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
 
@@ -153,7 +153,7 @@ def collate(pad_token_id: int) -> Callable[[list[dict]], dict]:
 
 
 class RandomOrder(Sampler[int]):
-    """A new order each epoch, which seed and epoch alone decide: a run that goes on finds it again.
+    """A new order each epoch, which seed and epoch alone decide: a resumed run finds it again.
 
     Args:
         lengths: of each example; negative where there is no image.
@@ -188,18 +188,18 @@ class LengthGroups(RandomOrder):
     def __iter__(self) -> Iterator[int]:
         generator = self._generator()
         step = self.batch_size * self.batches
-        whole, rest = [], []
+        full, rest = [], []
         for wanted in (True, False):
             indices = [index for index, length in enumerate(self.lengths) if (length > 0) == wanted]
             order = [indices[place] for place in torch.randperm(len(indices), generator=generator).tolist()]
             groups = [order[start : start + step] for start in range(0, len(order), step)]
             if groups and len(groups[-1]) < step:
                 rest += groups.pop()
-            whole += groups
-        whole = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
+            full += groups
+        full = [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
         # What is left of both modalities comes last, where a batch may be smaller than the others.
-        whole += [rest[start : start + step] for start in range(0, len(rest), step)]
-        yield from chain.from_iterable(self._even(group) for group in whole)
+        full += [rest[start : start + step] for start in range(0, len(rest), step)]
+        yield from chain.from_iterable(self._even(group) for group in full)
 
     def _even(self, group: list[int]) -> list[int]:
         """One step's examples, dealt to its batches so that these are about equally long."""

@@ -1,4 +1,4 @@
-"""A LlavaForConditionalGeneration folder: is it one, is it whole, what lies beside its weights."""
+"""A LlavaForConditionalGeneration folder: its checks, its weights, its other files."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
 from dcr_hf.training.checkpoints import writing
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-# Written anew, or not of use to the new model; everything else small is taken over byte by byte.
+# Written again, or of no use to the new model; every other small file is copied byte by byte.
 _OWN = (
     "config.json",
     "preprocessor_config.json",

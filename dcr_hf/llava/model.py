@@ -153,7 +153,7 @@ class TrainedWeights:
         return {name: begun}
 
     def check_all_used(self) -> None:
-        """Behind the last weight.
+        """Call after the last weight.
 
         Raises:
             ExportError: something that was trained belongs to nothing that it began from.

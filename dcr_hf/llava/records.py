@@ -79,7 +79,7 @@ def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], lis
     for place, (role, _) in enumerate(turns):
         if role != ("human", "gpt")[place % 2]:
             raise _Fault(f"turn {place} is {role}'s, out of order")
-    turns = turns[: len(turns) // 2 * 2]  # a question behind the last answer teaches nothing
+    turns = turns[: len(turns) // 2 * 2]  # a question after the last answer teaches nothing
     if not turns:
         raise _Fault("no answer")
     _check_images(turns, image is not None)

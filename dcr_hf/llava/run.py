@@ -73,7 +73,7 @@ class _Place:
 
 
 def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
-    """Check, then train what `recipe.stage` asks for. The same call again goes on where it stopped."""
+    """Check, then train what `recipe.stage` names. The same call again resumes."""
     place = _Place.of(recipe, args)
     beginning, records = check(recipe, args, place)
     if recipe.dry_run:
@@ -133,8 +133,8 @@ def _beginning(recipe: LlavaRecipe, place: _Place) -> LlavaFolder | Parts:
     parts = (recipe.encoder, recipe.language_model)
     if recipe.llava and any(parts):
         raise UserError(
-            "--llava is a whole LLaVA; --encoder and --language_model are the parts of another. Give either. To put "
-            "an encoder into a LLaVA: python -m dcr_hf.llava swap."
+            "--llava is a complete LLaVA; --encoder and --language_model are the parts of another. Give either. To "
+            "put an encoder into a LLaVA: python -m dcr_hf.llava swap."
         )
     if recipe.llava:
         return read_llava(recipe.llava)
@@ -169,7 +169,7 @@ def _data(recipe: LlavaRecipe, stage: str) -> tuple[str | None, str | None]:
 
 
 def _check_resume(recipe: LlavaRecipe, args: LlavaTraining, place: _Place) -> None:
-    """Refuse to go on from what was made with other options."""
+    """Refuse to resume what was begun with other options."""
     if place.run_file.is_file():
         before = json.loads(place.run_file.read_text())["options"]
         for name in ("llava", "encoder", "language_model"):

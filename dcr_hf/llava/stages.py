@@ -144,7 +144,7 @@ def write_result(start: LlavaFolder, trained: list[Path], lora_scale: float, out
     """The beginning with what was trained in it, as a LlavaForConditionalGeneration folder; shard by shard.
 
     Raises:
-        ExportError: what was trained does not fit, or what was written is not whole.
+        ExportError: what was trained does not fit, or what was written is incomplete.
     """
     weights = TrainedWeights(trained, lora_scale)
     with made_whole(output, start.bytes) as folder:

@@ -46,7 +46,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     Raises:
         AlreadyExistsError: `output` is there.
         FileNotFoundError, ValueError: see `read_llava` and `read_tower`; too few layers for LLaVA's feature layer.
-        ExportError: what was written is not whole.
+        ExportError: what was written is incomplete.
     """
     output = Path(output).expanduser()
     if output.exists():

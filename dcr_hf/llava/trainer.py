@@ -16,7 +16,7 @@ _SKIPPED = "skipped.json"
 
 
 class _NextEpoch(TrainerCallback):
-    """Tells the order of examples which epoch it is. transformers does, but not behind a resume on several devices."""
+    """Sets the epoch of the order of examples: transformers does not, after a resume on several devices."""
 
     def __init__(self, order: RandomOrder):
         self.order = order

@@ -20,7 +20,7 @@ from dcr_hf.miniature.pretrain import (
     TrainingDraw,
     pretrain_clip,
     pretrain_denoiser,
-    pretrain_told_clip,
+    pretrain_taught_clip,
     pretrain_vae,
 )
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, sample_scene
@@ -32,7 +32,7 @@ VAE_NOISE = 0.2  # with more, what the denoiser learnt from mean latents is of l
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Pretrain, or --check what pretraining led to. The same command again goes on where it stopped."""
+    """Pretrain, or --check what pretraining led to. The same command again resumes."""
     parser = argparse.ArgumentParser(
         description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -78,7 +78,7 @@ def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str]) -
         pretrain_clip(draw, size, output, work, seed)
         vae = pretrain_vae(draw, size, work, seed)
         for kind in prediction_types:
-            # Loaded anew for each: a pipeline's parts move with it.
+            # Loaded again for each: a pipeline's parts move with it.
             pretrain_denoiser(draw, AutoencoderKL.from_pretrained(vae), size, output, work, seed, kind)
     return {"seed": seed, "seconds_of_this_call": round(time.perf_counter() - start, 1)}
 
@@ -113,7 +113,10 @@ def check(size: Size, output: Path, seed: int, measured: dict) -> bool:
     for name, attribute in zip(CATEGORIES, ATTRIBUTES, strict=True):
         share, how = base[name], "of the base CLIP"
         if share <= LEARNABLE:
-            share, how = _share_when_told(attribute, name, size, output, seed), "of a CLIP that was told of it"
+            share, how = (
+                _share_when_taught(attribute, name, size, output, seed),
+                "of a CLIP that was trained on with it",
+            )
         lines.append((f"{name}: {share:.1%} of the pairs {how} (> {LEARNABLE:.0%})", share > LEARNABLE))
     if not (data / "swapped_shape").is_dir():
         write_labeled(data, "swapped", "dev", {"test": 3000}, size.image_size, swap_backgrounds=True)
@@ -143,10 +146,12 @@ def check(size: Size, output: Path, seed: int, measured: dict) -> bool:
     return all(holds for _, holds in lines)
 
 
-def _share_when_told(attribute: Attribute, category: str, size: Size, output: Path, seed: int) -> float:
+def _share_when_taught(attribute: Attribute, category: str, size: Size, output: Path, seed: int) -> float:
     """How many of its pairs the CLIP gets right after it was trained on with scenes that differ in it."""
-    told = output / "work" / "told" / attribute.name
-    told.mkdir(parents=True, exist_ok=True)
-    clip = pretrain_told_clip(output / CLIP_FOLDER, attribute, size, told, told / "work", seed)
-    results = measure_encoders({"told": str(clip)}, output / "work" / "dev", told / "report", [f"mmvp_vlm:{PAIRS}"])
-    return pair_scores(results, "told")[category]
+    taught = output / "work" / "told" / attribute.name
+    taught.mkdir(parents=True, exist_ok=True)
+    clip = pretrain_taught_clip(output / CLIP_FOLDER, attribute, size, taught, taught / "work", seed)
+    results = measure_encoders(
+        {"taught": str(clip)}, output / "work" / "dev", taught / "report", [f"mmvp_vlm:{PAIRS}"]
+    )
+    return pair_scores(results, "taught")[category]

@@ -148,10 +148,10 @@ def _background(look: tuple[int, ...], side: int) -> Image.Image:
 
 def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink, strength: float) -> None:
     corners = place(outline)
-    behind = canvas.image.copy()
+    background = canvas.image.copy()
     canvas.polygon(corners, ink)
     if structure == "hollow":
-        canvas.image.paste(behind, (0, 0), canvas.mask([place(0.55 * outline)], strength))
+        canvas.image.paste(background, (0, 0), canvas.mask([place(0.55 * outline)], strength))
     if structure == "striped":
         band = np.array([(-1.2, 0.0), (1.2, 0.0), (1.2, 0.3), (-1.2, 0.3)])
         bands = [place(band + np.array([0, height])) for height in np.arange(-0.95, 1.0, 0.62)]

@@ -1,4 +1,4 @@
-"""What each part of the miniature minimises, and its training by transformers' Trainer: interrupted, it goes on."""
+"""What each part of the miniature minimises, and its training by transformers' Trainer: interrupted, it resumes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ SAVE_STEPS = 200
 
 
 class Batches(Dataset):
-    """Whole batches made at once from row numbers; `rows` may be more than there are images (each several times)."""
+    """Full batches made at once from row numbers; `rows` may be more than there are images (each several times)."""
 
     def __init__(self, rows: int, make: Callable[[list[int]], dict[str, Tensor]]):
         self.rows, self.make = rows, make

@@ -52,7 +52,7 @@ def _draw(jobs: list, size: int) -> np.ndarray:
 def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: int = 0) -> None:
     """CC3M as img2dataset writes it: KEY.jpg, KEY.txt (a coarse caption), KEY.json; `_stats.json` beside a shard.
 
-    A folder that is there is whole and left as it is, unless other scenes than these were drawn into it.
+    An existing folder is complete and left as it is, unless other scenes than these were drawn into it.
     """
     wanted = {"draw": draw, "count": count, "size": size, "seed": seed}
     mark = folder / _MARK
@@ -184,7 +184,7 @@ def write_benchmarks(
     root: Path, draw: str, size: int, seed: int = 0, per_category: int = 200, train: int = 2000, test: int = 3000
 ) -> None:
     """All that is measured on a draw, below `root`: MMVP_VLM with the published number of pairs, `scene_pairs` with
-    `per_category`, and the labelled sets `scene_shape`, `scene_<attribute>`. What is whole already is left as it is.
+    `per_category`, and the labelled sets `scene_shape`, `scene_<attribute>`. What is complete is left as it is.
     """
     wanted = {"draw": draw, "size": size, "seed": seed, "pairs": per_category, "train": train, "test": test}
     mark = root / _MARK

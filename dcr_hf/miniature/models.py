@@ -108,7 +108,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
     """Byte pair encoding until each word is one token. The tokenizers library's trainer breaks ties at random, and
-    token numbers that differ from call to call would be another language for an interrupted run that goes on."""
+    token numbers that differ from call to call would be another language for a resumed run."""
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges = []
     while pairs := Counter(pair for each in pieces for pair in pairwise(each)):

@@ -21,7 +21,7 @@ from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, Scene, sample_scene
 from dcr_hf.training.checkpoints import writing
 
 CAPTIONS_AN_IMAGE = 5
-OTHERS_NAMED = 0.5  # how often the told CLIP hears of what a scene shares with its twin
+OTHERS_NAMED = 0.5  # how often the caption of the taught CLIP names what a scene shares with its twin
 NO_CAPTION = 0.15  # of the denoiser's captions are empty: its empty prompt means "anything"
 _CAPTION_KEY = 23
 
@@ -71,7 +71,7 @@ def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed
     return _save(folder, clip, models.make_image_processor(size), tokenizer)
 
 
-def pretrain_told_clip(base: Path, attribute: Attribute, size: Size, output: Path, work: Path, seed: int) -> Path:
+def pretrain_taught_clip(base: Path, attribute: Attribute, size: Size, output: Path, work: Path, seed: int) -> Path:
     """The CLIP in `base`, trained on by telling it of one attribute: scenes, each beside one that differs from it in
     that alone, which both captions name. Among independent scenes a few attributes settle which caption belongs to
     which image, and the others need not be learnt. Returns its folder."""

@@ -18,7 +18,7 @@ def clip(towers, tmp_path):
 
 
 def failures(folder):
-    return {finding.about: finding.told for finding in check_tower(str(folder)) if not finding.holds}
+    return {finding.about: finding.message for finding in check_tower(str(folder)) if not finding.holds}
 
 
 def weights(folder, change):
@@ -56,7 +56,7 @@ def test_weights_that_do_not_say_their_format_are_found(clip):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (None, "is missing"),
         ({"crop_size": None}, "has no crop_size"),
@@ -65,13 +65,13 @@ def test_weights_that_do_not_say_their_format_are_found(clip):
         ({"crop_size": 224}, "crops to 224 pixels, the tower takes 336"),
     ],
 )
-def test_the_image_processors_fields(clip, change, told):
+def test_the_image_processors_fields(clip, change, message):
     file = clip / "preprocessor_config.json"
     if change is None:
         file.unlink()
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert told in failures(clip)["image processor"]
+    assert message in failures(clip)["image processor"]
 
 
 def test_one_layer_is_too_few(tmp_path):
@@ -83,11 +83,11 @@ def test_one_layer_is_too_few(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tower", "told"), [("siglip-384", "hub id with 'siglip' in it"), ("siglip-224", "this one makes 256")]
+    ("tower", "message"), [("siglip-384", "hub id with 'siglip' in it"), ("siglip-224", "this one makes 256")]
 )
-def test_a_siglip_is_sent_elsewhere(towers, tower, told):
+def test_a_siglip_is_sent_elsewhere(towers, tower, message):
     (told_of,) = failures(towers[tower]).values()
-    assert told in told_of and "dcr_hf.llava swap" in told_of
+    assert message in told_of and "dcr_hf.llava swap" in told_of
 
 
 def test_another_model_is_named(tmp_path):
@@ -98,8 +98,8 @@ def test_another_model_is_named(tmp_path):
 def test_what_the_releases_make_of_the_name(clip, monkeypatch):
     by_release = {finding.about: finding for finding in check_name(str(clip))}
     assert not by_release["LLaVA 1.1.1"].holds
-    assert f"ln -s {clip.parent} openai; then --vision_tower openai/{clip.name}" in by_release["LLaVA 1.1.1"].told
-    assert str(clip) in by_release["LLaVA 1.2.2"].told
+    assert f"ln -s {clip.parent} openai; then --vision_tower openai/{clip.name}" in by_release["LLaVA 1.1.1"].message
+    assert str(clip) in by_release["LLaVA 1.2.2"].message
     monkeypatch.chdir(clip.parent)
     (clip.parent / "openai").symlink_to(clip.parent)
     again = {finding.about: finding.holds for finding in check_name(f"openai/{clip.name}")}

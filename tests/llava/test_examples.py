@@ -88,7 +88,7 @@ def test_what_is_cut_off_is_counted_too(data, processor):
     records[1]["conversations"] = turns("<image>" + "cat " * 3000, "a")
     data["instruct_data"].write_text(json.dumps(records))
     found = examples(data, processor, max_length=700)[0]
-    assert found["skipped"] == [("image behind the length", "t0"), ("no answer within the length", "t1")]
+    assert found["skipped"] == [("image beyond the length", "t0"), ("no answer within the length", "t1")]
 
 
 def test_too_many_bad_images_end_the_run(data, processor):

@@ -141,7 +141,7 @@ def test_each_part_learns(draw, tiny_size):
 @pytest.mark.parametrize(
     ("name", "values"), [("orientation", ("facing left", "facing right")), ("state", ("broken", "whole"))]
 )
-def test_the_told_clip_sees_twins_whose_captions_tell_them_apart(
+def test_the_taught_clip_sees_twins_whose_captions_tell_them_apart(
     name, values, pretrained, tiny_size, tmp_path, monkeypatch
 ):
     seen = {}
@@ -152,7 +152,7 @@ def test_the_told_clip_sees_twins_whose_captions_tell_them_apart(
     monkeypatch.setattr(pretrain, "fit", fit)
     attribute = next(attribute for attribute in ATTRIBUTES if attribute.name == name)
     base = pretrained / "clip-miniature"
-    folder = pretrain.pretrain_told_clip(base, attribute, tiny_size, tmp_path, tmp_path / "work", seed=0)
+    folder = pretrain.pretrain_taught_clip(base, attribute, tiny_size, tmp_path, tmp_path / "work", seed=0)
     assert CLIPModel.from_pretrained(folder).config.vision_config.image_size == 32
     assert seen["rows"] == 5  # of 96 scenes a ninth, two by two
     captions = models.make_tokenizer().batch_decode(seen["input_ids"], skip_special_tokens=True)
@@ -172,7 +172,7 @@ def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_
         told.append(attribute.name)
         return shares[attribute.name]
 
-    monkeypatch.setattr(cli, "_share_when_told", share)
+    monkeypatch.setattr(cli, "_share_when_taught", share)
     write_benchmarks(output / "work" / "dev", "dev", 32, per_category=1, train=20, test=200)
     write_labeled(output / "work" / "dev", "swapped", "dev", {"test": 200}, 32, swap_backgrounds=True)
     pairs = dict.fromkeys(CATEGORIES, 0.9) | {"Quantity and Count": 0.5, "Texts": 0.2}
@@ -182,10 +182,10 @@ def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_
     lines = capsys.readouterr().out.splitlines()
     failed = [line.split(" ", 1)[1] for line in lines if line.startswith("FAIL")]
     assert failed == [
-        "Texts: 80.0% of the pairs of a CLIP that was told of it (> 80%)",
+        "Texts: 80.0% of the pairs of a CLIP that was trained on with it (> 80%)",
         "epsilon: noise MSE 0.100 full < 0.300 empty < 0.200 wrong",
     ]
-    assert "ok   Quantity and Count: 81.0% of the pairs of a CLIP that was told of it (> 80%)" in lines
+    assert "ok   Quantity and Count: 81.0% of the pairs of a CLIP that was trained on with it (> 80%)" in lines
     assert any("between 30% and 95% on 8 of 9" in line for line in lines)
 
 
