@@ -6,17 +6,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
-from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.readers.decode import decode_image
 from dcr_hf.llava.folder import read_llava
 from dcr_hf.mllm.inputs import TEMPLATE, Conversations
 from dcr_hf.mllm.questions import QuestionSet
+from dcr_hf.models.loading import load_complete
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
@@ -95,19 +95,10 @@ class Llava:
 
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
-        weights = as_user_error(f"model {self.name}: weights in {self.path}", OSError, SafetensorError)
-        with weights, self._enough_memory():
-            loaded = LlavaForConditionalGeneration.from_pretrained(
-                self.folder,
-                dtype=DTYPES[self.dtype],
-                device_map={"": self.device},
-                output_loading_info=True,
-            )
-        model, report = cast(tuple[LlavaForConditionalGeneration, dict[str, set[str]]], loaded)
-        if missing := sorted(report["missing_keys"]):
-            raise ModelError(
-                f"model {self.name}: {len(missing)} weights are missing in {self.path} and would be random, such as "
-                f"{missing[0]}."
+        who, placed = f"model {self.name}: {self.path}", {"": self.device}
+        with self._enough_memory():
+            model = load_complete(
+                LlavaForConditionalGeneration, who, self.folder, DTYPES[self.dtype], device_map=placed
             )
         return model.eval()
 

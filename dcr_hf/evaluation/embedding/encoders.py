@@ -3,12 +3,10 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel, PreTrainedModel, SiglipModel, SiglipVisionModel
 
@@ -17,7 +15,7 @@ from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.embedding.inputs import ImageProcessor, TextTower
 from dcr_hf.hub import local_folder
 from dcr_hf.models.families import FAMILIES
-from dcr_hf.models.loading import load_dual_encoder
+from dcr_hf.models.loading import load_complete, load_dual_encoder
 from dcr_hf.models.results import has_encoder, trained_base
 
 VISION_TOWERS: dict[str, type[CLIPVisionModel] | type[SiglipVisionModel]] = {
@@ -87,13 +85,8 @@ class PretrainedEncoder:
         if self.has_text:
             model = load_dual_encoder(self.base, self.trained)
         else:
-            with as_user_error(f"encoder {self.name}: weights in {self.base}", OSError, SafetensorError):
-                loaded = VISION_TOWERS[self.model_type].from_pretrained(
-                    self.base, dtype=torch.float32, output_loading_info=True
-                )
-            model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
-            if report["missing_keys"]:
-                raise UserError(f"encoder {self.name}: weights missing in {self.base}: {report['missing_keys']}")
+            kind = VISION_TOWERS[self.model_type]
+            model = load_complete(kind, f"encoder {self.name}: {self.base}", self.base, torch.float32)
         nn.Module.to(model, device=self.device, dtype=DTYPES[self.dtype])
         return model.eval()
 
