@@ -11,13 +11,24 @@ from dcr_hf.errors import AlreadyExistsError, exit_on_user_error
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="OpenAI-format CLIP weights -> a Hugging Face CLIPModel folder.")
-    parser.add_argument("file", type=Path, help="a .pt state dict")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument(
-        "--base", default="openai/clip-vit-large-patch14", help="gives the tokenizer (and a text side)"
+    parser = argparse.ArgumentParser(
+        prog="python -m dcr_hf.convert", description="OpenAI-format CLIP weights -> a Hugging Face CLIPModel folder."
     )
-    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), default="quick_gelu")
+    parser.add_argument("file", type=Path, help="The .pt state dict to convert.")
+    parser.add_argument("output_dir", type=Path, help="The CLIPModel folder to write; new or empty.")
+    parser.add_argument(
+        "--base",
+        default="openai/clip-vit-large-patch14",
+        help="CLIP folder or hub id whose tokenizer is copied, and whose text side if `file` has none "
+        "(default: %(default)s).",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        default="quick_gelu",
+        help="Activation of the layers, which `file` does not store: quick_gelu for OpenAI's and MetaCLIP's models and "
+        "all tuned from them (default: %(default)s).",
+    )
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         if options.output_dir.is_file() or (options.output_dir.is_dir() and any(options.output_dir.iterdir())):

@@ -14,14 +14,20 @@ from dcr_hf.llava.swap import swap
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dcr_hf.llava", description="The enhanced tower and LLaVA.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,swap}")
-    checking = commands.add_parser("check", help="does a folder meet the contract of LLaVA's own code?")
-    checking.add_argument("folder", metavar="DIR", help="a vision tower, or a dual encoder")
-    swapping = commands.add_parser("swap", help="write transformers' LLaVA with another vision tower")
-    swapping.add_argument("--llava", required=True, metavar="ID_OR_DIR", help="a LlavaForConditionalGeneration")
-    swapping.add_argument("--encoder", required=True, metavar="DIR", help="CLIP or SigLIP: a folder or a hub id")
-    swapping.add_argument("--output", required=True, metavar="DIR", help="the new folder")
+    checking = commands.add_parser("check", help="check whether LLaVA's own code can use a folder as its vision tower")
+    checking.add_argument("folder", metavar="DIR", help="CLIP or SigLIP folder, dual encoder or vision tower")
+    swapping = commands.add_parser("swap", help="write a LLaVA of transformers with another vision tower")
     swapping.add_argument(
-        "--pad", action="store_true", help="pad images to squares, as LLaVA-1.5 does; by default as --llava does"
+        "--llava", required=True, metavar="ID_OR_DIR", help="LlavaForConditionalGeneration to copy: hub id or folder"
+    )
+    swapping.add_argument(
+        "--encoder", required=True, metavar="DIR", help="CLIP or SigLIP of the new tower: folder or hub id"
+    )
+    swapping.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist")
+    swapping.add_argument(
+        "--pad",
+        action="store_true",
+        help="pad images to squares, as LLaVA-1.5 was trained (default: as the processor of --llava does)",
     )
     options = parser.parse_args(arguments)
     with exit_on_user_error():

@@ -54,7 +54,7 @@ class LlavaFolder:
 
     @property
     def bytes(self) -> int:
-        """Of its weights."""
+        """The size of its weights on disk."""
         return sum(file.stat().st_size for file in weight_files(self.place))
 
 

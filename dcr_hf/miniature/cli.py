@@ -37,19 +37,25 @@ def main(arguments: list[str] | None = None) -> None:
         description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--size", choices=list(SIZES), default="mini")
+    parser.add_argument("--size", choices=list(SIZES), default="mini", help="size of images and models")
     parser.add_argument(
         "--output_dir",
         type=Path,
         required=True,
-        help="both models go here, measured.json, and what the denoisers draw",
+        help="folder for the models, measured.json and the denoisers' samples",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of all weights")
-    parser.add_argument("--prediction_type", choices=PREDICTION_TYPES, nargs="+", default=list(PREDICTION_TYPES))
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of all weights")
+    parser.add_argument(
+        "--prediction_type",
+        choices=PREDICTION_TYPES,
+        nargs="+",
+        default=list(PREDICTION_TYPES),
+        help="what the denoiser predicts; one denoiser is trained for each",
+    )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="say whether the testbed is sound; the CLIP is trained on where it misses pairs: can they be learnt?",
+        help="check that the testbed is sound: print one line a condition and exit with 1 if one fails",
     )
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():

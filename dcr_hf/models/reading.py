@@ -1,13 +1,13 @@
 """Files of a model folder that a user gave: read, or refused by name."""
 
 import json
-import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch._weights_only_unpickler import UnpicklingError
 from transformers import AutoConfig, PreTrainedConfig
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
@@ -15,9 +15,9 @@ from dcr_hf.errors import NotFoundError, UserError, as_user_error
 # What transformers raises for a configuration, tokenizer or image processor that it cannot read.
 SIDE_FILE_ERRORS = (OSError, ValueError, StrictDataclassError)
 # What transformers raises for weights that are missing, cut off or of another format.
-WEIGHT_ERRORS = (OSError, SafetensorError, pickle.UnpicklingError, EOFError)
+WEIGHT_ERRORS = (OSError, SafetensorError, UnpicklingError, EOFError)
 # What torch.load raises, by kind of damage.
-TORCH_FILE_ERRORS = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError, struct.error)
+TORCH_FILE_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, struct.error)
 
 
 def read_json(who: str, file: Path) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_a_users_mistake_ends_in_one_line(openai_clip, clip_folder, tmp_path, re
     content = file.read_bytes()
     for broken in (content[:-1000], content[:100], b"junk", b""):
         file.write_bytes(broken)
-        assert "is no plain state dict" in refusal(main, [str(file), str(tmp_path / "out"), *base])
+        assert "is not a plain state dict" in refusal(main, [str(file), str(tmp_path / "out"), *base])
     assert not (tmp_path / "out").exists()
 
 

@@ -46,7 +46,7 @@ def test_a_conversation_of_two_rounds_by_hand(tokenizer, image_token):
     assert found[-len(HAND) :] == HAND
 
 
-# Behind the system's words: each token, and whether it is learned.
+# After the system's words: each token, and whether it is learned.
 HAND = [
     *[(token, False) for token in ("▁USER", ":", "▁", "<image>", "<image>", "<image>", "<0x0A>")],
     *[(token, False) for token in ("W", "h", "a", "t", "▁is", "▁this", "?", "▁ASSISTANT", ":")],
@@ -75,9 +75,9 @@ def test_words_of_the_template_inside_an_answer_are_learned_and_inside_a_questio
 
 
 def test_what_is_too_long_is_cut_off_with_its_labels(tokenizer, image_token):
-    whole = encode(conversation_pieces(["is"], ["this cat"], "</s>"), tokenizer, image_token, 1, 2048)
-    cut = encode(conversation_pieces(["is"], ["this cat"], "</s>"), tokenizer, image_token, 1, len(whole[0]) - 2)
-    assert cut == (whole[0][:-2], whole[1][:-2])
+    complete = encode(conversation_pieces(["is"], ["this cat"], "</s>"), tokenizer, image_token, 1, 2048)
+    cut = encode(conversation_pieces(["is"], ["this cat"], "</s>"), tokenizer, image_token, 1, len(complete[0]) - 2)
+    assert cut == (complete[0][:-2], complete[1][:-2])
 
 
 def test_the_ids_are_those_that_the_processor_makes_when_the_model_is_asked(tokenizer, towers, image_token):

@@ -84,9 +84,9 @@ def test_what_is_trained_is_saved_and_read_back(model, llava_folder, tmp_path):
 def test_weights_of_another_model_are_refused(model, tmp_path):
     model.train_language(4, 8, 0.0)
     model.save_trained(tmp_path)
-    whole = TrainedWeights([tmp_path], lora_scale=2.0)
+    trained = TrainedWeights([tmp_path], lora_scale=2.0)
     with pytest.raises(ExportError, match="trained weights fit nothing, such as"):
-        whole.check_all_used()
+        trained.check_all_used()
     model.llava.lm_head = torch.nn.Identity()
     model.llava.model.multi_modal_projector = torch.nn.Identity()
     with pytest.raises(ValueError, match="has weights that this model has not"):

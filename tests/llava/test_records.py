@@ -41,7 +41,7 @@ def test_an_answer_without_question_before_and_a_question_without_answer_behind_
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         (talk(words=("What?", "A cat.")), "an image, and no <image> in the questions"),
         (talk(words=("<image> or <image>?", "A cat.")), "2 <image>, where LLaVA-1.5 takes one"),
@@ -57,11 +57,11 @@ def test_an_answer_without_question_before_and_a_question_without_answer_behind_
         ({"id": "t1"}, "no list of conversations"),
     ],
 )
-def test_a_fault_is_named_by_its_id(tmp_path, record, told):
+def test_a_fault_is_named_by_its_id(tmp_path, record, message):
     file = write(tmp_path, talk("good"), record)
     with pytest.raises(ValueError, match=r"1 of 2 conversations cannot be used") as error:
         read_records(file, captions=False)
-    assert f"id 't1': {told}" in str(error.value)
+    assert f"id 't1': {message}" in str(error.value)
 
 
 def test_a_record_without_id_is_named_by_its_number(tmp_path):
@@ -80,10 +80,10 @@ def test_a_caption_has_one_image_and_one_answer(tmp_path):
         read_records(write(tmp_path, talk(words=("<image>", "a", "b", "c"))), captions=True)
 
 
-@pytest.mark.parametrize(("content", "told"), [("{", "is no JSON"), ("{}", "found dict"), ("[]", "or nothing")])
-def test_what_is_no_list_of_conversations(tmp_path, content, told):
+@pytest.mark.parametrize(("content", "message"), [("{", "is no JSON"), ("{}", "found dict"), ("[]", "or nothing")])
+def test_what_is_no_list_of_conversations(tmp_path, content, message):
     (tmp_path / "data.json").write_text(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_records(str(tmp_path / "data.json"), captions=False)
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_records(str(tmp_path / "other.json"), captions=False)

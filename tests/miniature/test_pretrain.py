@@ -166,10 +166,10 @@ def test_the_taught_clip_sees_twins_whose_captions_tell_them_apart(
 def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_path, monkeypatch, capsys):
     output = tmp_path / "pretrained"
     shutil.copytree(pretrained / "clip-miniature", output / "clip-miniature")
-    told, shares = [], {"count": 0.81, "text": 0.8}
+    taught, shares = [], {"count": 0.81, "text": 0.8}
 
     def share(attribute, category, size, output, seed):
-        told.append(attribute.name)
+        taught.append(attribute.name)
         return shares[attribute.name]
 
     monkeypatch.setattr(cli, "_share_when_taught", share)
@@ -178,7 +178,7 @@ def test_check_tells_the_clip_only_of_what_it_misses(pretrained, tiny_size, tmp_
     pairs = dict.fromkeys(CATEGORIES, 0.9) | {"Quantity and Count": 0.5, "Texts": 0.2}
     errors = {"vae_noise": 0.19, "noise_mse/full": 0.1, "noise_mse/empty": 0.3, "noise_mse/wrong": 0.2}
     assert not cli.check(tiny_size, output, 0, {"pairs": pairs, "denoisers": {"epsilon": errors}})
-    assert told == ["count", "text"]
+    assert taught == ["count", "text"]
     lines = capsys.readouterr().out.splitlines()
     failed = [line.split(" ", 1)[1] for line in lines if line.startswith("FAIL")]
     assert failed == [

@@ -1,4 +1,4 @@
-"""The weights that the package brings: whole, small, and of the scenes that are drawn today."""
+"""The weights that the package brings: complete, small, and of the scenes that are drawn today."""
 
 import json
 
