@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--activation",
         choices=("quick_gelu", "gelu"),
         default="quick_gelu",
-        help="Activation of the layers, which `file` does not store: quick_gelu for OpenAI's and MetaCLIP's models and "
-        "all tuned from them (default: %(default)s).",
+        help="Activation of the layers, which `file` does not store: quick_gelu for OpenAI's and MetaCLIP's models "
+        "and all tuned from them (default: %(default)s).",
     )
     options = parser.parse_args(arguments)
     with exit_on_user_error():

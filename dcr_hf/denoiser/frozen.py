@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate, predict_in_chunks
 from dcr_hf.denoiser.fast_path import begin, finish, install, why_not_exact
-from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, load_scheduler, load_unet, load_vae, time_ids
+from dcr_hf.denoiser.parts import load_scheduler, load_unet, load_vae
+from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, time_ids
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
 

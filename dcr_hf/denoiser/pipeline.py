@@ -1,12 +1,9 @@
-"""A Stable Diffusion folder or id: its checks, its prediction target, its empty prompt and its VAE."""
+"""A Stable Diffusion folder or id: its checks, its prediction target and its empty prompt."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -205,38 +202,3 @@ def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPT
 
 def _token_norm(tokens: Tensor) -> float:
     return tokens.norm(dim=-1).mean().item()
-
-
-def load_unet(path_or_id: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet, on the CPU.
-
-    Raises:
-        UserError: no safetensors, broken ones, or some of another shape than the configuration's.
-    """
-    with as_user_error(f"denoiser {path_or_id!r}: unet", OSError, ValueError):
-        return UNet2DConditionModel.from_pretrained(
-            path_or_id, subfolder="unet", torch_dtype=dtype, use_safetensors=True
-        )
-
-
-def load_vae(path_or_id: str, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE, on the CPU; in float32 in place of float16 where its configuration asks for it (`force_upcast`).
-
-    Raises:
-        UserError: as `load_unet`.
-    """
-    with as_user_error(f"denoiser {path_or_id!r}: vae", OSError, ValueError):
-        config = AutoencoderKL.load_config(path_or_id, subfolder="vae")
-        if config.get("force_upcast", False) and dtype == torch.float16:  # older files have no such field
-            dtype = torch.float32
-        return AutoencoderKL.from_pretrained(path_or_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-
-
-def load_scheduler(path_or_id: str) -> DDPMScheduler:
-    """The noise schedule.
-
-    Raises:
-        UserError: its configuration is broken.
-    """
-    with as_user_error(f"denoiser {path_or_id!r}: scheduler", OSError, ValueError):
-        return DDPMScheduler.from_pretrained(path_or_id, subfolder="scheduler")

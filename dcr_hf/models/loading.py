@@ -38,13 +38,23 @@ def load_complete(
             path_or_id, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     model, report = cast(tuple[Model, dict[str, Any]], loaded)
+    check_complete(who, report)
+    return model
+
+
+def check_complete(who: str, report: dict[str, Any]) -> None:
+    """Raise a UserError if a `from_pretrained` left weights random.
+
+    Args:
+        who: whose weights they are, for the message.
+        report: its `output_loading_info`.
+    """
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{who} lacks {len(missing)} weights, such as {missing[0]}.")
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"], key=lambda entry: entry[0])
         raise UserError(f"{who}: {name} has the shape {tuple(found)}, its config.json says {tuple(expected)}.")
-    return model
 
 
 @contextmanager

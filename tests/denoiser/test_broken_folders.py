@@ -1,10 +1,12 @@
 """Denoisers whose files are broken are refused by name; an error of our own keeps its kind."""
 
 import json
+import re
 import shutil
 
 import pytest
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.errors import UserError
@@ -38,6 +40,17 @@ def test_weights_that_are_cut_off(folder, part):
     (file,) = (folder / part).glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"denoiser '.*sd': {part}"):
+        FrozenDenoiser.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_missing_are_not_left_random(folder, part):
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    missing = min(weights)
+    del weights[missing]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"denoiser '.*sd': {part} lacks 1 weights, such as .*{re.escape(missing)}"):
         FrozenDenoiser.from_pretrained(str(folder))
 
 
