@@ -12,7 +12,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetsError
 from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 
 from dcr_hf.data.readers import FEATURES, IMAGE_EXTENSIONS, PLACE, read_pieces
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
@@ -171,11 +173,12 @@ def _image_folder_source(folder: Path) -> FileSource:
 
 
 def _hub_source(repository: str) -> Source:
-    shards = [f"hf://{path}" for path in sorted(HfFileSystem().glob(f"datasets/{repository}/**/*.tar"))]
-    if shards:
-        training = [shard for shard in shards if re.search(r"train", Path(shard).name + Path(shard).parent.name)]
-        return FileSource(tuple(training or shards), None)
-    table = datasets.load_dataset(repository, split="train", streaming=True)
+    with as_user_error(f"--train_data {repository!r} on the hub", OSError, HfHubHTTPError, DatasetsError):
+        shards = [f"hf://{path}" for path in sorted(HfFileSystem().glob(f"datasets/{repository}/**/*.tar"))]
+        if shards:
+            training = [shard for shard in shards if re.search(r"train", Path(shard).name + Path(shard).parent.name)]
+            return FileSource(tuple(training or shards), None)
+        table = datasets.load_dataset(repository, split="train", streaming=True)
     columns = [name for name, feature in (table.features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise UserError(f"--train_data {repository!r}: the data set has no image column, only {table.column_names}.")

@@ -7,11 +7,13 @@ import datasets
 import fsspec
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from torch.utils.data import DataLoader
 
 from dcr_hf.data.bad_images import describe_skipped
 from dcr_hf.data.sources import FileSource, TableSource, expand_braces, find_source, table_rows
 from dcr_hf.data.stream import StreamState, TrainingImages, collate
+from dcr_hf.errors import UserError
 from helpers.images import encoded, photographs, write_shard
 
 
@@ -332,3 +334,17 @@ def test_images_are_counted_by_img2datasets_statistics_else_by_the_first_shard(c
 def test_skipped_images_are_described_by_reason():
     skipped = [("truncated", "a"), ("empty", "b"), ("truncated", "c"), ("truncated", "d"), ("truncated", "e")]
     assert describe_skipped(skipped) == "4 truncated (a, c, d, ...), 1 empty (b)"
+
+
+def test_a_hub_that_cannot_be_reached_and_statistics_that_are_broken(tmp_path, monkeypatch):
+    def offline(*args):
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr("dcr_hf.data.sources.HfFileSystem.glob", offline)
+    with pytest.raises(UserError, match=r"--train_data 'owner/images' on the hub: offline"):
+        find_source("owner/images")
+    write_shard(tmp_path / "0.tar", {"0.jpg": encoded(photographs(1)[0])})
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "0_stats.json").write_text(content)
+        with pytest.raises(UserError, match=r"0_stats\.json"):
+            find_source(str(tmp_path))
