@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder / name for name in set(shard_of.values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise NotFoundError(f"{folder} is incomplete: {found.name} names {', '.join(missing)} and lacks them.")
+        raise NotFoundError(f"{folder} is incomplete: {found.name} names {', '.join(missing)}, not found.")
     return files
 
 

@@ -116,5 +116,5 @@ def test_a_folder_without_weights_or_with_some_of_them_is_named(tmp_path):
         weight_files(tmp_path)
     shards(tmp_path, count=2, numbers=1)
     (tmp_path / "w1.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names w1\.safetensors, not there"):
+    with pytest.raises(FileNotFoundError, match=r"names w1\.safetensors, not found"):
         weight_files(tmp_path)
