@@ -45,15 +45,15 @@ def main(recipe: LlavaRecipe, **training: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a run's things lie."""
+class _Folders:
+    """The folders and files of a run."""
 
     output: Path
     result: Path
     """The LLaVA that comes of it."""
 
     @classmethod
-    def of(cls, recipe: LlavaRecipe, args: LlavaTraining) -> "_Place":
+    def of(cls, recipe: LlavaRecipe, args: LlavaTraining) -> "_Folders":
         output = args.folder
         return cls(output, output / ("llava-aligned" if recipe.stage == ALIGN else "llava"))
 
@@ -74,38 +74,38 @@ class _Place:
 
 def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
     """Check, then train what `recipe.stage` names. The same call again resumes."""
-    place = _Place.of(recipe, args)
-    beginning, records = check(recipe, args, place)
+    folders = _Folders.of(recipe, args)
+    beginning, records = check(recipe, args, folders)
     if recipe.dry_run:
         _print_plan(recipe, args, beginning, records)
         return
-    with locked(place.output, first=args.process_index == 0):
-        _train(recipe, args, place, beginning, records)
+    with locked(folders.output, first=args.process_index == 0):
+        _train(recipe, args, folders, beginning, records)
 
 
 def _train(
     recipe: LlavaRecipe,
     args: LlavaTraining,
-    place: _Place,
+    folders: _Folders,
     beginning: LlavaFolder | Parts,
     records: dict[str, datasets.Dataset],
 ) -> None:
-    start = _prepare_output(recipe, args, place, beginning)
+    start = _prepare_output(recipe, args, folders, beginning)
     for stage in recipe.stages:
-        if not is_finished(place.output / stage):
+        if not is_finished(folders.output / stage):
             options = stage_args(recipe, args, stage)
             examples = _examples(recipe, options, stage, records[stage], start)
-            before = next(iter(place.trained(ALIGN)), None) if stage == INSTRUCT else None
+            before = next(iter(folders.trained(ALIGN)), None) if stage == INSTRUCT else None
             train_stage(start, recipe, options, stage, examples, before)
     if args.process_index == 0:
-        trained = place.trained(*dict.fromkeys((ALIGN, *recipe.stages)))
+        trained = folders.trained(*dict.fromkeys((ALIGN, *recipe.stages)))
         with loaded_complete(args):
-            write_result(start, trained, args.lora_scale, place.result)
-        print(f"LLaVA: {place.result}")
+            write_result(start, trained, args.lora_scale, folders.result)
+        print(f"LLaVA: {folders.result}")
 
 
 def check(
-    recipe: LlavaRecipe, args: LlavaTraining, place: _Place
+    recipe: LlavaRecipe, args: LlavaTraining, folders: _Folders
 ) -> tuple[LlavaFolder | Parts, dict[str, datasets.Dataset]]:
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns what training begins from,
     and each stage's records."""
@@ -115,21 +115,21 @@ def check(
             "--config_file, such as accelerate_configs/deepspeed_zero3.yaml."
         )
     check_trainer_options(args)
-    beginning = _beginning(recipe, place)
+    beginning = _beginning(recipe, folders)
     tokens = _llava(beginning).tower.image_tokens
     if args.model_max_length <= tokens:
         raise UserError(f"--model_max_length is {args.model_max_length}, and an image alone has {tokens} tokens.")
-    if place.result.exists() and not (recipe.overwrite_output_dir or recipe.dry_run):
+    if folders.result.exists() and not (recipe.overwrite_output_dir or recipe.dry_run):
         raise AlreadyExistsError(
-            f"{place.result} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
+            f"{folders.result} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
             "delete it and start over."
         )
     if not recipe.overwrite_output_dir:
-        _check_resume(recipe, args, place)
+        _check_resume(recipe, args, folders)
     return beginning, {stage: _records(recipe, stage) for stage in recipe.stages}
 
 
-def _beginning(recipe: LlavaRecipe, place: _Place) -> LlavaFolder | Parts:
+def _beginning(recipe: LlavaRecipe, folders: _Folders) -> LlavaFolder | Parts:
     parts = (recipe.encoder, recipe.language_model)
     if recipe.llava and any(parts):
         raise UserError(
@@ -140,9 +140,9 @@ def _beginning(recipe: LlavaRecipe, place: _Place) -> LlavaFolder | Parts:
         return read_llava(recipe.llava)
     if recipe.encoder is None or recipe.language_model is None:
         raise UserError("give --llava, or both --encoder and --language_model.")
-    if recipe.stage == INSTRUCT and not place.trained(ALIGN):
+    if recipe.stage == INSTRUCT and not folders.trained(ALIGN):
         raise UserError(
-            f"--stage instruct needs a projector that is aligned, and {place.output} holds none. Run --stage align "
+            f"--stage instruct needs a projector that is aligned, and {folders.output} holds none. Run --stage align "
             "into the same --output_dir first, or --stage all, or begin from a --llava."
         )
     return read_parts(recipe.encoder, recipe.language_model)
@@ -168,41 +168,41 @@ def _data(recipe: LlavaRecipe, stage: str) -> tuple[str | None, str | None]:
     return recipe.instruct_data, recipe.instruct_images
 
 
-def _check_resume(recipe: LlavaRecipe, args: LlavaTraining, place: _Place) -> None:
+def _check_resume(recipe: LlavaRecipe, args: LlavaTraining, folders: _Folders) -> None:
     """Refuse to resume what was begun with other options."""
-    if place.run_file.is_file():
-        before = json.loads(place.run_file.read_text())["options"]
+    if folders.run_file.is_file():
+        before = json.loads(folders.run_file.read_text())["options"]
         for name in ("llava", "encoder", "language_model"):
             if before[name] != getattr(recipe, name):
                 raise UserError(
-                    f"{place.output} holds a run that began with --{name} {before[name]}; this one has "
+                    f"{folders.output} holds a run that began with --{name} {before[name]}; this one has "
                     f"{getattr(recipe, name)}. Choose another --output_dir, or give --overwrite_output_dir."
                 )
     for stage in recipe.stages:
-        if not is_finished(place.output / stage):
+        if not is_finished(folders.output / stage):
             facts = resume_facts(recipe, stage_args(recipe, args, stage), stage)
-            check_resume_of(stage, place.output / stage, facts, recipe.resume_anyway)
+            check_resume_of(stage, folders.output / stage, facts, recipe.resume_anyway)
 
 
 def _prepare_output(
-    recipe: LlavaRecipe, args: LlavaTraining, place: _Place, beginning: LlavaFolder | Parts
+    recipe: LlavaRecipe, args: LlavaTraining, folders: _Folders, beginning: LlavaFolder | Parts
 ) -> LlavaFolder:
     """Clear away what is torn or was not wanted, say how the run is made; returns what it begins from, on disk."""
     if args.process_index == 0:
         if recipe.overwrite_output_dir:
-            for folder in (*(place.output / stage for stage in recipe.stages), place.result, place.start):
+            for folder in (*(folders.output / stage for stage in recipe.stages), folders.result, folders.start):
                 shutil.rmtree(folder, ignore_errors=True)
         for stage in recipe.stages:
-            remove_incomplete(place.output / stage)
+            remove_incomplete(folders.output / stage)
             finish_from_last(stage_args(recipe, args, stage))
-        place.output.mkdir(parents=True, exist_ok=True)
+        folders.output.mkdir(parents=True, exist_ok=True)
         facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size)
-        place.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
-        if isinstance(beginning, Parts) and not place.start.exists():
+        folders.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+        if isinstance(beginning, Parts) and not folders.start.exists():
             with loaded_complete(args):
-                assemble(beginning, place.start)
+                assemble(beginning, folders.start)
     barrier(args)
-    return read_llava(str(place.start)) if isinstance(beginning, Parts) else beginning
+    return read_llava(str(folders.start)) if isinstance(beginning, Parts) else beginning
 
 
 def _examples(

@@ -30,10 +30,10 @@ def finish_from(checkpoint: Path, folder: Path) -> None:
 def put_in_place(partial: Path, folder: Path) -> None:
     """Move a finished stage's files up beside its checkpoints, those that `is_finished` looks for last."""
 
-    def place(path: Path) -> int:
+    def order(path: Path) -> int:
         return _LAST.index(path.name) if path.name in _LAST else -1
 
-    for path in sorted(partial.iterdir(), key=place):
+    for path in sorted(partial.iterdir(), key=order):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)

@@ -92,8 +92,8 @@ class DCRTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch: images and views -> embeddings and conditions -> objective -> loss, and metrics."""
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
-        kept = len(images) if self.args.keep_weight else 0
-        encoded = model(torch.cat([images, self.view(images)]), originals=kept)
+        num_originals = len(images) if self.args.keep_weight else 0
+        encoded = model(torch.cat([images, self.view(images)]), originals=num_originals)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
         conditions = self.denoiser.with_tokens(encoded.conditions, encoded.tokens)
         conditions, view_conditions = conditions.chunk(2)  # (B, C) each, with patches (B, 77 + M, C)
@@ -101,7 +101,7 @@ class DCRTrainer(ResumableTrainer):
         batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
         outcome = self.objective(self.denoiser, batch, self.settings)
         loss, metrics = outcome.loss, outcome.metrics
-        if kept:
+        if num_originals:
             distance = keep_distance(embeddings, encoded.originals)
             loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
         self.observe(loss, metrics)

@@ -21,7 +21,7 @@ from dcr_hf.models.loading import load_dual_encoder
 class TrainingEvaluation:
     """Runs benchmarks on an `ImageEncoder` during training.
 
-    The text side never changes: what a benchmark asks of it is computed at the first evaluation and kept. Images are
+    The text side never changes: what a benchmark asks of it is computed at the first evaluation and cached. Images are
     embedded outside autocast, by calling the encoder as a module, and each process runs an equal number of batches, so
     that the hooks of ZeRO and FSDP work.
 
@@ -103,11 +103,11 @@ def metric_name(benchmark: str, dataset: str, metric: str) -> str:
 
 
 class _Texts:
-    """The base's text side: loaded when a benchmark first asks, put away when it has answered, answers kept."""
+    """The base's text side: loaded when a benchmark first asks, put away when it has answered, answers cached."""
 
     def __init__(self, base: str):
         self.base = base
-        self.kept: dict[str, np.ndarray] = {}
+        self.cached: dict[str, np.ndarray] = {}
         self._tower: TextTower | None = None
 
     def tower(self, device: torch.device) -> TextTower:
@@ -142,6 +142,6 @@ class _MemoryEmbeddings:
         return compute()
 
     def remember_texts(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        if name not in self._texts.kept:
-            self._texts.kept[name] = compute()
-        return self._texts.kept[name]
+        if name not in self._texts.cached:
+            self._texts.cached[name] = compute()
+        return self._texts.cached[name]
