@@ -285,7 +285,7 @@ def test_the_plan_says_what_would_be_trained_and_writes_nothing(from_parts, run_
     ("changes", "more", "told"),
     [
         ({"--encoder": None}, (), "give --llava, or both --encoder and --language_model"),
-        ({"--llava": "x/y"}, (), "--llava is a whole LLaVA"),
+        ({"--llava": "x/y"}, (), "--llava is a complete LLaVA"),
         ({"--align_data": None}, (), "--stage all needs --align_data"),
         ({"--align_data": "nowhere.json"}, (), "'nowhere.json': no such file"),
         ({"--align_images": "/nowhere"}, (), "--align_images '/nowhere' is no folder"),
