@@ -12,8 +12,8 @@ types:
 
 # Under a minute: the house, the options, the mathematics and the data, without a run from end to end.
 FAST = tests/test_structure.py tests/config tests/errors tests/objectives/test_losses.py tests/objectives/test_spaces.py \
-    tests/denoiser/test_denoiser.py tests/denoiser/test_fast_path.py tests/data tests/models/test_encoder.py \
-    tests/training/test_plan.py tests/training/test_progress.py tests/training/test_compute_loss.py
+    tests/denoiser/test_denoiser.py tests/data/test_images.py tests/data/test_augment.py tests/training/test_plan.py \
+    tests/training/test_progress.py tests/training/test_compute_loss.py
 
 test-fast:
 	python -m pytest -n 2 -m "not slow" $(FAST) $(PYTEST)
