@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: tiny models and shards, built once a run."""
+"""Fixtures of all tests: tiny models and shards, built once a run."""
 
 import os
 from pathlib import Path

@@ -22,7 +22,7 @@ from dcr_hf.llava.folder import LlavaFolder, made_whole, processor_for, save_pro
 from dcr_hf.llava.model import TrainedLlava, TrainedWeights, part_of
 from dcr_hf.llava.trainer import LlavaTrainer
 from dcr_hf.llava.weights import rewrite, weight_files
-from dcr_hf.training.checkpoints import complete_checkpoints
+from dcr_hf.training.checkpoints import newest_checkpoint
 from dcr_hf.training.fit import tensorboard
 
 ALIGN, INSTRUCT = "align", "instruct"
@@ -107,7 +107,7 @@ def train_stage(
         Interrupted: a signal ended training early, after a checkpoint.
     """
     folder = args.folder
-    checkpoint = next(reversed(complete_checkpoints(folder)), None)
+    checkpoint = newest_checkpoint(folder)
     trainer = LlavaTrainer(
         stage_model(start, args, stage, before),
         args,
@@ -126,7 +126,7 @@ def finish_from_last(args: LlavaTraining) -> None:
     """The stage's result from its last checkpoint, where a run died between the two. To be called by one process,
     before the others look whether the stage is finished."""
     folder = args.folder
-    checkpoint = next(reversed(complete_checkpoints(folder)), None)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None or is_finished(folder):
         return
     state = json.loads((checkpoint / "trainer_state.json").read_text())

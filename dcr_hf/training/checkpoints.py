@@ -46,9 +46,9 @@ def _same(before: Any, now: Any) -> bool:
 
 def check_resume_of(stage: str, folder: Path, facts: dict[str, Any], anyway: bool) -> None:
     """`check_resume` of a stage's newest complete checkpoint, if it has one; allowed differences are printed."""
-    checkpoints = complete_checkpoints(folder)
-    if checkpoints:
-        for difference in check_resume(checkpoints[-1], facts, anyway):
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is not None:
+        for difference in check_resume(checkpoint, facts, anyway):
             print(f"resuming {stage} with another {difference}: no longer exact", file=sys.stderr)
 
 
@@ -60,6 +60,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints with their mark, oldest step first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted((path for path in found if (path / MARK).is_file()), key=step_of)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the latest step, if there is one."""
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def remove_incomplete(folder: Path) -> None:

@@ -13,7 +13,7 @@ from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.projector import Projector, check_projector, find_projector
 from dcr_hf.models.results import has_encoder
-from dcr_hf.training.checkpoints import complete_checkpoints
+from dcr_hf.training.checkpoints import newest_checkpoint
 from dcr_hf.training.stages import encoder_stage, end_to_end_stage, projector_stage
 
 STAGE1, STAGE2, END_TO_END = "stage1", "stage2", "end_to_end"
@@ -50,7 +50,7 @@ class StagePlan:
     @property
     def checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        return next(reversed(complete_checkpoints(self.folder)), None)
+        return newest_checkpoint(self.folder)
 
     @property
     def trains(self) -> str:
