@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from dcr_hf.config.transformers_options import CHANGE_RESULT, NEUTRAL, REFUSED
@@ -126,4 +127,22 @@ def facts_of(options: Any) -> dict[str, Any]:
     if str(getattr(options, "lr_scheduler_type", "")).rpartition(".")[2].lower() in _ANY_LENGTH:
         for name in ("max_steps", "num_train_epochs"):
             facts.pop(name, None)
-    return json.loads(json.dumps(facts, default=str))  # as it comes back from a file
+    return _as_saved(facts)
+
+
+def facts_of_stage(recipe: Any, args: Any) -> dict[str, Any]:
+    """What a resume of a stage compares: `facts_of` both, the processes and their device.
+
+    Args:
+        args: the stage's own TrainingOptions. Of DeepSpeed's file it is the contents that count, not the path.
+    """
+    facts = facts_of(recipe) | facts_of(args) | {"world_size": args.world_size, "device": args.device.type}
+    if facts.pop("deepspeed", None):
+        file = args.deepspeed
+        facts["deepspeed_config"] = json.loads(Path(file).read_text()) if isinstance(file, str) else _as_saved(file)
+    return facts
+
+
+def _as_saved(facts: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(facts, default=str))

@@ -25,9 +25,9 @@ CPU_BUDGET = 4 * 2**30
 
 @dataclass(frozen=True)
 class PairMemory:
-    """Bytes that a pair takes: activations kept for the backward pass, and temporary ones on top of them."""
+    """Bytes that a pair takes: activations saved for the backward pass, and temporary ones on top of them."""
 
-    kept: int
+    saved: int
     working: int
 
 
@@ -37,14 +37,14 @@ def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
     Chunks of fewer than `SMALL` pairs are taken only where twice as many do not fit. If not even one pair fits, the
     plan tries one.
     """
-    fits = budget // (memory.kept + memory.working)
+    fits = budget // (memory.saved + memory.working)
     if fits == 0:
         return ChunkPlan(1)
     sizes = {math.ceil(pairs / chunks) for chunks in range(1, pairs + 1)}  # chunks as even as can be
     plans = []
     for size in (size for size in sizes if min(SMALL, math.ceil(fits / 2), pairs) <= size <= fits):
         chunks = math.ceil(pairs / size)
-        kept = min(chunks, (budget - size * memory.working) // (size * memory.kept))
+        kept = min(chunks, (budget - size * memory.working) // (size * memory.saved))
         recomputed = (chunks - kept) * size
         plans.append((recomputed, -size, ChunkPlan(size, kept)))
     return min(plans)[-1]
@@ -59,8 +59,8 @@ def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemo
     rows, leaf = latents[:PROBE], conditions[:PROBE].detach().requires_grad_()
     measured = _measure_cuda if leaf.is_cuda else _measure_by_counting
     with torch.enable_grad():
-        kept, peak = measured(evaluate, rows, leaf)
-    return PairMemory(math.ceil(kept / len(rows)), math.ceil((peak - kept) / len(rows)))
+        saved, peak = measured(evaluate, rows, leaf)
+    return PairMemory(math.ceil(saved / len(rows)), math.ceil((peak - saved) / len(rows)))
 
 
 def _measure_cuda(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
@@ -69,20 +69,20 @@ def _measure_cuda(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, 
         torch.cuda.reset_peak_memory_stats(leaf.device)
         before = torch.cuda.memory_allocated(leaf.device)
         outputs = evaluate(rows, leaf)
-        kept = torch.cuda.memory_allocated(leaf.device) - before
+        saved = torch.cuda.memory_allocated(leaf.device) - before
         torch.autograd.grad(outputs.sum(), leaf)
         peak = torch.cuda.max_memory_allocated(leaf.device) - before
         del outputs
     torch.cuda.empty_cache()
-    return kept, peak
+    return saved, peak
 
 
 def _measure_by_counting(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
     with LiveBytes() as live:
         outputs = evaluate(rows, leaf)
-        kept = live.now
+        saved = live.now
         torch.autograd.grad(outputs.sum(), leaf)
-    return kept, live.peak
+    return saved, live.peak
 
 
 class LiveBytes(TorchDispatchMode):
@@ -139,7 +139,7 @@ def make_plan(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> ChunkP
     plan = choose_plan(len(latents), memory, budget)
     logger.info(
         f"--pair_chunk_size auto: {len(latents)} pairs in chunks of {plan.size}, the last {plan.kept} without "
-        f"recomputation. A pair keeps {memory.kept / 2**20:.1f} MiB and takes {memory.working / 2**20:.1f} MiB more "
+        f"recomputation. A pair saves {memory.saved / 2**20:.1f} MiB and takes {memory.working / 2**20:.1f} MiB more "
         f"while it is computed; {budget / 2**30:.1f} GiB are available."
     )
     return plan

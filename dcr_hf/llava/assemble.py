@@ -36,22 +36,22 @@ def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
         NotFoundError: no such folder, no configuration, no weights.
         UserError: no language model of Llama's kind.
     """
-    place = local_folder(path_or_id, MODEL_FILES)
-    config = read_config(f"language model {path_or_id!r}", place)
+    folder = local_folder(path_or_id, MODEL_FILES)
+    config = read_config(f"language model {path_or_id!r}", folder)
     if config.model_type in ("llava", "llava_llama"):
         raise UserError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
     try:
-        names = weight_names(place)
+        names = weight_names(folder)
     except NotFoundError:  # Vicuna's repositories have no safetensors
-        place = local_folder(path_or_id, (*MODEL_FILES, "*.bin"))
-        names = weight_names(place)
+        folder = local_folder(path_or_id, (*MODEL_FILES, "*.bin"))
+        names = weight_names(folder)
     other = sorted(name for name in names if not name.startswith(("model.layers.", "model.norm.", *_ROWS)))
     if other or "model.embed_tokens.weight" not in names:
         raise UserError(
             f"language model {path_or_id!r} is a {config.model_type!r} model with weights such as "
             f"{(other or sorted(names))[0]}; a causal language model of Llama's kind is wanted, such as Vicuna."
         )
-    return place, config
+    return folder, config
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Parts:
     """A tower and a language model that are to become one, and how that one will be; nothing of it is written yet."""
 
     tower: Tower
-    language_place: Path
+    language_folder: Path
     llava: LlavaFolder
 
 
@@ -71,13 +71,13 @@ def read_parts(encoder: str, language_model: str) -> Parts:
         FileNotFoundError, ValueError: see `read_tower` and `read_language_model`.
     """
     tower = read_tower(encoder)
-    place, text = read_language_model(language_model)
+    folder, text = read_language_model(language_model)
     # Padded on the left for generation; training pads its own batches.
     with as_user_error(f"language model {language_model!r}: tokenizer", *SIDE_FILE_ERRORS):
-        tokenizer = _with_image_token(AutoTokenizer.from_pretrained(place, padding_side="left"))
-    config = _config(tower, text, tokenizer, _dtype(place))
+        tokenizer = _with_image_token(AutoTokenizer.from_pretrained(folder, padding_side="left"))
+    config = _config(tower, text, tokenizer, _dtype(folder))
     processor = processor_for(tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE)
-    return Parts(tower, place, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))
+    return Parts(tower, folder, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))
 
 
 def assemble(parts: Parts, output: Path) -> None:
@@ -87,14 +87,14 @@ def assemble(parts: Parts, output: Path) -> None:
     Raises:
         ExportError: what was written is incomplete.
     """
-    place, config, tokenizer = parts.language_place, parts.llava.config, parts.llava.processor.tokenizer
+    source, config, tokenizer = parts.language_folder, parts.llava.config, parts.llava.processor.tokenizer
     dtype, rows = cast(torch.dtype, config.dtype), cast(PreTrainedConfig, config.text_config).vocab_size
     new = [
         partial(_named, "vision_tower.vision_model.", partial(parts.tower.weights, dtype)),
         partial(_named, "multi_modal_projector.", partial(new_projector, config, dtype)),
     ]
-    with made_whole(output, sum(file.stat().st_size for file in weight_files(place))) as folder:
-        rewrite(place, folder, partial(_language_weight, rows), new)
+    with made_whole(output, sum(file.stat().st_size for file in weight_files(source))) as folder:
+        rewrite(source, folder, partial(_language_weight, rows), new)
         config.save_pretrained(folder)
         save_processor(parts.llava.processor, folder)
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -110,8 +110,8 @@ def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     return tokenizer
 
 
-def _dtype(place: Path) -> torch.dtype:
-    with opened(weight_files(place)[0]) as tensors:
+def _dtype(folder: Path) -> torch.dtype:
+    with opened(weight_files(folder)[0]) as tensors:
         return next(iter(tensors.values()))().dtype
 
 

@@ -22,7 +22,7 @@ class Examples(Dataset):
     """Rows of `records.FEATURES` -> {"input_ids": [...], "labels": [...], "pixel_values": (3, S, S) or None,
     "skipped": [(reason, id), ...]}.
 
-    A row that cannot be used is left out and counted, and the next one of its modality takes its place, so that the
+    A row that cannot be used is left out and counted, and the next one of its modality is used instead, so that the
     order of all others, and of a resumed run, does not change.
 
     Args:
@@ -58,8 +58,8 @@ class Examples(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         skipped = []
-        for place in self._from(index):
-            row = self.records[place]
+        for candidate in self._from(index):
+            row = self.records[candidate]
             try:
                 example = self._example(row)
             except BadImageError as error:
@@ -76,9 +76,9 @@ class Examples(Dataset):
     def _from(self, index: int) -> Iterator[int]:
         """This row, and then the others of its modality."""
         has_image = self.lengths[index] > 0
-        for place in chain(range(index, len(self)), range(index)):
-            if (self.lengths[place] > 0) == has_image:
-                yield place
+        for candidate in chain(range(index, len(self)), range(index)):
+            if (self.lengths[candidate] > 0) == has_image:
+                yield candidate
 
     def _example(self, row: dict) -> dict:
         tokenizer, image_token = self.processor.tokenizer, self.processor.image_token_id
@@ -191,7 +191,7 @@ class LengthGroups(RandomOrder):
         full, rest = [], []
         for wanted in (True, False):
             indices = [index for index, length in enumerate(self.lengths) if (length > 0) == wanted]
-            order = [indices[place] for place in torch.randperm(len(indices), generator=generator).tolist()]
+            order = [indices[position] for position in torch.randperm(len(indices), generator=generator).tolist()]
             groups = [order[start : start + step] for start in range(0, len(order), step)]
             if groups and len(groups[-1]) < step:
                 rest += groups.pop()

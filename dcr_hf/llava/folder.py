@@ -35,11 +35,11 @@ class LlavaFolder:
 
     Attributes:
         name: as it was given.
-        place: its folder.
+        folder: where its files are; empty for one that is not written yet.
     """
 
     name: str
-    place: Path
+    folder: Path
     config: LlavaConfig
     processor: LlavaProcessor
 
@@ -55,7 +55,7 @@ class LlavaFolder:
     @property
     def bytes(self) -> int:
         """The size of its weights on disk."""
-        return sum(file.stat().st_size for file in weight_files(self.place))
+        return sum(file.stat().st_size for file in weight_files(self.folder))
 
 
 def vision_config(config: LlavaConfig) -> PreTrainedConfig:
@@ -70,10 +70,10 @@ def read_llava(path_or_id: str) -> LlavaFolder:
         NotFoundError: no such folder, no configuration, no weights.
         UserError: another architecture, named; the original code's format; a tower or processor of another kind.
     """
-    place = local_folder(path_or_id, MODEL_FILES)
-    if not (place / "config.json").is_file():
+    folder = local_folder(path_or_id, MODEL_FILES)
+    if not (folder / "config.json").is_file():
         raise NotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
-    raw = read_json(f"LLaVA {path_or_id!r}", place / "config.json")
+    raw = read_json(f"LLaVA {path_or_id!r}", folder / "config.json")
     found = raw.get("model_type", "without a model_type")
     if found == "llava_llama" or (found == "llava" and "text_config" not in raw):
         raise UserError(
@@ -86,19 +86,19 @@ def read_llava(path_or_id: str) -> LlavaFolder:
             "(model_type 'llava') is."
         )
     with as_user_error(f"LLaVA {path_or_id!r}: config.json", *SIDE_FILE_ERRORS):
-        config = LlavaConfig.from_pretrained(place)
+        config = LlavaConfig.from_pretrained(folder)
     kind = vision_config(config).model_type
     if kind not in KINDS:
         raise UserError(f"LLaVA {path_or_id!r} has a {kind!r} tower; supported are {' and '.join(KINDS)}.")
     with as_user_error(f"LLaVA {path_or_id!r}: processor", *SIDE_FILE_ERRORS):
-        processor = AutoProcessor.from_pretrained(place, backend="pil")
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
     if not isinstance(processor, LlavaProcessor):
         raise UserError(
             f"LLaVA {path_or_id!r} has no LlavaProcessor, but a {type(processor).__name__}: processor_config.json, "
             "preprocessor_config.json or the tokenizer is missing."
         )
-    weight_files(place)
-    return LlavaFolder(path_or_id, place, config, processor)
+    weight_files(folder)
+    return LlavaFolder(path_or_id, folder, config, processor)
 
 
 def processor_for(tower: Tower, tokenizer, pads: bool, **kwargs) -> LlavaProcessor:
@@ -115,7 +115,7 @@ def processor_for(tower: Tower, tokenizer, pads: bool, **kwargs) -> LlavaProcess
 
 @contextmanager
 def made_whole(output: Path, needed: int) -> Iterator[Path]:
-    """Around the writing of a folder: it is written beside its place, checked, and renamed; a failure leaves nothing.
+    """Around the writing of a folder, which gets its name once it is complete and checked; a failure leaves nothing.
 
     Raises:
         ExportError: its weights are not those of its configuration.

@@ -55,8 +55,8 @@ class TrainedLlava(nn.Module):
         if pixel_values is None:
             words = words + 0.0 * features.sum()
         else:
-            places = self.llava.model.get_placeholder_mask(input_ids, words, features[None])
-            words = words.masked_scatter(places, features)
+            image_mask = self.llava.model.get_placeholder_mask(input_ids, words, features[None])
+            words = words.masked_scatter(image_mask, features)
         return self.llava(inputs_embeds=words, use_cache=False, **inputs)
 
     def _features(self, pixel_values: Tensor | None) -> Tensor:

@@ -76,9 +76,9 @@ def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], lis
     turns = [_turn(turn) for turn in record["conversations"]]
     if turns and turns[0][0] == "gpt":  # shared chats may begin in the middle; LLaVA leaves that answer out
         turns = turns[1:]
-    for place, (role, _) in enumerate(turns):
-        if role != ("human", "gpt")[place % 2]:
-            raise _Fault(f"turn {place} is {role}'s, out of order")
+    for number, (role, _) in enumerate(turns):
+        if role != ("human", "gpt")[number % 2]:
+            raise _Fault(f"turn {number} is {role}'s, out of order")
     turns = turns[: len(turns) // 2 * 2]  # a question after the last answer teaches nothing
     if not turns:
         raise _Fault("no answer")

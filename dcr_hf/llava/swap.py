@@ -26,7 +26,7 @@ class Swapped:
 
     Attributes:
         widths: of the old tower and of the new one.
-        new_projector: whether the old one does not fit, and one with random weights is in its place.
+        new_projector: whether the old one does not fit, and one with random weights replaces it.
     """
 
     folder: Path
@@ -58,13 +58,13 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     if widths[0] != widths[1]:
         parts[PROJECTOR] = partial(new_projector, LlavaConfig.from_dict(config))
     with made_whole(output, source.bytes) as folder:
-        _write_weights(source.place, folder, parts)
+        _write_weights(source.folder, folder, parts)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         old = source.processor
         processor = processor_for(
             tower, old.tokenizer, pad or source.pads, chat_template=old.chat_template, image_token=old.image_token
         )
-        save_processor(processor, folder, source.place)
+        save_processor(processor, folder, source.folder)
     return Swapped(output, tower.image_tokens, widths, widths[0] != widths[1])
 
 
@@ -78,7 +78,7 @@ def swapped_config(source: LlavaFolder, tower: Tower) -> dict:
             f"vision_feature_layer {layers}."
         )
     vision = tower.config.to_dict() | {"model_type": tower.config.model_type}
-    return read_json(f"LLaVA {source.name!r}", source.place / "config.json") | {
+    return read_json(f"LLaVA {source.name!r}", source.folder / "config.json") | {
         "vision_config": {name: value for name, value in vision.items() if name not in ("architectures", "dtype")},
         "image_seq_length": tower.image_tokens,
         "vision_feature_select_strategy": tower.kind.strategy,
@@ -86,14 +86,14 @@ def swapped_config(source: LlavaFolder, tower: Tower) -> dict:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a part's weights lie in a LLaVA's files: the prefix of their names, and their type."""
+class _Layout:
+    """How a LLaVA's files hold a part's weights: the prefix of their names, and their type."""
 
     prefix: str
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, folder: Path, part: str) -> "_Place":
+    def of(cls, folder: Path, part: str) -> "_Layout":
         for file in weight_files(folder):
             with opened(file) as tensors:
                 for name, read in tensors.items():
@@ -110,8 +110,8 @@ def _write_weights(source: Path, target: Path, parts: dict[str, Callable[..., di
         return {} if canonical(name).startswith(tuple(parts)) else {name: read()}
 
     def new_shard(part: str) -> dict[str, Tensor]:
-        place = _Place.of(source, part)
-        return {place.prefix + name: tensor for name, tensor in parts[part](dtype=place.dtype).items()}
+        layout = _Layout.of(source, part)
+        return {layout.prefix + name: tensor for name, tensor in parts[part](dtype=layout.dtype).items()}
 
     rewrite(source, target, keep, [partial(new_shard, part) for part in parts])
 

@@ -92,7 +92,7 @@ class ShardWriter:
     def add(self, tensors: dict[str, Tensor]) -> None:
         if tensors:
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, self._place(len(self._shards)), metadata={"format": "pt"})
+            save_file(contiguous, self._path(len(self._shards)), metadata={"format": "pt"})
             self._shards.append({name: tensor.nbytes for name, tensor in contiguous.items()})
 
     def finish(self) -> None:
@@ -100,14 +100,14 @@ class ShardWriter:
         count = len(self._shards)
         names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
         for number, name in enumerate(names):
-            self._place(number).replace(self.folder / name)
+            self._path(number).replace(self.folder / name)
         index = {
             "metadata": {"total_size": sum(sum(shard.values()) for shard in self._shards)},
             "weight_map": {key: name for name, shard in zip(names, self._shards, strict=True) for key in shard},
         }
         (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
-    def _place(self, number: int) -> Path:
+    def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number}.safetensors"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffusers.models import AutoencoderKL
 
+from dcr_hf.cli import quiet_libraries
 from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file; a folder is needed")
+    quiet_libraries()
     with exit_on_user_error(), locked(options.output_dir):
         _make(options)
 

@@ -59,7 +59,7 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
     moved = look.uniform(0, 1, 6)  # how far what stands around the object stands from its corner
     noise = look.normal(0, _NOISE, (size, size, 3))
 
-    def place(points: np.ndarray) -> np.ndarray:
+    def on_canvas(points: np.ndarray) -> np.ndarray:
         """The object's own coordinates (its radius is 1, y down) -> the canvas."""
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         return center + radius * (points * stretch) @ rotation.T
@@ -67,15 +67,15 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
     with canvas.faded(strength["orientation"]):
         side = -1 if scene.orientation == "left" else 1
         corners = np.array([(0.5, -0.62), (1.5, 0.0), (0.5, 0.62)]) * (side, 1)
-        canvas.polygon(place(corners), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
+        canvas.polygon(on_canvas(corners), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
     outline = outline_between(scene.shape, towards, lean)
-    _draw_body(canvas, place, outline, scene.structure, ink, strength["structure"])
+    _draw_body(canvas, on_canvas, outline, scene.structure, ink, strength["structure"])
     if scene.feature == "crown":
         with canvas.faded(strength["feature"]):
-            canvas.polygon(place(_CROWN), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
+            canvas.polygon(on_canvas(_CROWN), (1.0, 0.85, 0.1), outline=(0.25, 0.15, 0))
     if scene.state == "broken":
         with canvas.faded(strength["state"]):
-            canvas.line(place(_CRACK), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
+            canvas.line(on_canvas(_CRACK), (0.03, 0.03, 0.03), 0.9 + 0.1 * radius)
     with canvas.faded(strength["count"]):
         for number in range(("one", "two", "three").index(scene.count) + 1):
             at = (3.4 + 1.5 * moved[0] + 5.0 * number, 28.9 - 1.6 * moved[1])
@@ -98,14 +98,14 @@ class _Canvas:
         self._scale = image.width / _UNIT
 
     def polygon(self, points: np.ndarray, color, outline=None) -> None:
-        place = [tuple(point) for point in np.asarray(points) * self._scale]
-        self._draw.polygon(place, fill=_rgb(color))
+        pixels = [tuple(point) for point in np.asarray(points) * self._scale]
+        self._draw.polygon(pixels, fill=_rgb(color))
         if outline is not None:
-            self._draw.line([*place, place[0]], fill=_rgb(outline), width=round(0.6 * self._scale), joint="curve")
+            self._draw.line([*pixels, pixels[0]], fill=_rgb(outline), width=round(0.6 * self._scale), joint="curve")
 
     def line(self, points: np.ndarray, color, width: float) -> None:
-        place = [tuple(point) for point in np.asarray(points) * self._scale]
-        self._draw.line(place, fill=_rgb(color), width=round(width * self._scale), joint="curve")
+        pixels = [tuple(point) for point in np.asarray(points) * self._scale]
+        self._draw.line(pixels, fill=_rgb(color), width=round(width * self._scale), joint="curve")
 
     def disc(self, center, radius: float, color, outline) -> None:
         box = [(axis + side * radius) * self._scale for side in (-1, 1) for axis in center]
@@ -146,15 +146,15 @@ def _background(look: tuple[int, ...], side: int) -> Image.Image:
     return Image.fromarray((255 * (ends[0] * (1 - share) + ends[1] * share)).astype(np.uint8))
 
 
-def _draw_body(canvas: _Canvas, place, outline: np.ndarray, structure: str, ink, strength: float) -> None:
-    corners = place(outline)
+def _draw_body(canvas: _Canvas, on_canvas, outline: np.ndarray, structure: str, ink, strength: float) -> None:
+    corners = on_canvas(outline)
     background = canvas.image.copy()
     canvas.polygon(corners, ink)
     if structure == "hollow":
-        canvas.image.paste(background, (0, 0), canvas.mask([place(0.55 * outline)], strength))
+        canvas.image.paste(background, (0, 0), canvas.mask([on_canvas(0.55 * outline)], strength))
     if structure == "striped":
         band = np.array([(-1.2, 0.0), (1.2, 0.0), (1.2, 0.3), (-1.2, 0.3)])
-        bands = [place(band + np.array([0, height])) for height in np.arange(-0.95, 1.0, 0.62)]
+        bands = [on_canvas(band + np.array([0, height])) for height in np.arange(-0.95, 1.0, 0.62)]
         stripes = ImageChops.darker(canvas.mask(bands, strength), canvas.mask([corners]))
         canvas.image.paste(_rgb((0.97, 0.97, 0.97)), (0, 0), stripes)
     canvas.line(np.vstack([corners, corners[:1]]), tuple(0.25 * part for part in ink), 0.6)

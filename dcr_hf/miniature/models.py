@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -21,6 +20,9 @@ from transformers import (
 
 from dcr_hf.miniature.captions import PROMPT, phrase
 from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 CLIP_FOLDER = "clip-miniature"
@@ -115,11 +117,11 @@ def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         for each in pieces:
-            place = 0
-            while place < len(each) - 1:
-                if (each[place], each[place + 1]) == best:
-                    each[place : place + 2] = ["".join(best)]
-                place += 1
+            first = 0
+            while first < len(each) - 1:
+                if (each[first], each[first + 1]) == best:
+                    each[first : first + 2] = ["".join(best)]
+                first += 1
     return merges
 
 
@@ -138,7 +140,9 @@ def make_clip(size: Size, tokenizer: CLIPTokenizer) -> CLIPModel:
     )
 
 
-def make_image_processor(size: Size) -> CLIPImageProcessor:
+def make_image_processor(size: Size) -> "CLIPImageProcessor":
+    from transformers import CLIPImageProcessor  # its import prints a line about torchvision
+
     side = size.image_size
     return CLIPImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=MEAN, image_std=STD

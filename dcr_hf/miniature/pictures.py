@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,6 +31,8 @@ def scene_sheet(scenes: Sequence[Scene], size: int, columns: int = 6) -> str:
 
 def sample_sheet(folder: Path, scenes: Sequence[Scene], size: int, path: Path, steps: int = 50, seed: int = 0) -> None:
     """What the Stable Diffusion in `folder` draws from the scenes' full captions, below the scenes, as a PNG file."""
+    from diffusers import StableDiffusionPipeline  # its import prints lines about torchvision
+
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(desc=f"sampling {folder.name}")
     captions = [full_caption(scene) for scene in scenes]

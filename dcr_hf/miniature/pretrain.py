@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -139,6 +138,8 @@ def pretrain_denoiser(
     training = Denoising(models.make_unet(size), models.make_text_encoder(size, tokenizer), scheduler)
     fit(training, Batches(len(latents), batch), size, "unet", work / f"unet-{prediction_type}", seed, [Averaging()])
     averaged = cast(nn.ModuleDict, training.averaged.module).cpu()
+    from diffusers import StableDiffusionPipeline  # its import prints lines about torchvision
+
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
         text_encoder=averaged["text_encoder"],

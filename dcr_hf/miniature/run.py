@@ -116,11 +116,11 @@ def summary(results: Results) -> str:
     values = {(row["encoder"], row["benchmark"], row["dataset"], row["metric"]): row for row in results.results}
     lines = [f"{'':58}{'before':>8}{'after':>8}{'difference':>12}{'95 %':>17}{'p':>8}"]
     for row in results.comparisons:
-        place = (row["benchmark"], row["dataset"], row["metric"])
-        before, after = (100 * values[name, *place]["value"] for name in NAMES)
+        key = (row["benchmark"], row["dataset"], row["metric"])
+        before, after = (100 * values[name, *key]["value"] for name in NAMES)
         ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         p = "< .001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        lines.append(f"{' '.join(place):58}{before:8.1f}{after:8.1f}{100 * row['difference']:+12.1f}{ends:>17}{p:>8}")
+        lines.append(f"{' '.join(key):58}{before:8.1f}{after:8.1f}{100 * row['difference']:+12.1f}{ends:>17}{p:>8}")
     return "\n".join(lines)
 
 
@@ -131,8 +131,8 @@ def verdict(results: Results) -> str:
         ("D-Ability (NMI)", ("clustering", "scene_shape", "nmi")),
     )
     parts = []
-    for title, place in abilities:
-        row = next(row for row in results.comparisons if (row["benchmark"], row["dataset"], row["metric"]) == place)
+    for title, key in abilities:
+        row = next(row for row in results.comparisons if (row["benchmark"], row["dataset"], row["metric"]) == key)
         moved = "did not move beyond noise" if row["noise"] else "rose" if row["difference"] > 0 else "fell"
         parts.append(f"{title} {moved} ({100 * row['difference']:+.1f} points, p = {row['p']:.3f})")
     return "; ".join(parts) + "."

@@ -16,7 +16,7 @@ _CLASS_KEY = 11  # its own stream of random numbers: what a scene is cannot depe
 
 
 class Attribute(NamedTuple):
-    """What varies within a class: its place in MMVP's list of patterns is its place in ATTRIBUTES."""
+    """What varies within a class: its number in MMVP's list of patterns is its number in ATTRIBUTES."""
 
     name: str
     values: tuple[str, ...]
@@ -65,7 +65,7 @@ def sample_scene(draw: str, index: int, seed: int = 0) -> Scene:
     """
     if draw not in DRAWS:
         raise ValueError(f"unknown draw {draw!r}; there are {', '.join(DRAWS)}.")
-    place = (DRAWS[draw], seed, index)
-    random = np.random.default_rng((*place, _CLASS_KEY))
+    key = (DRAWS[draw], seed, index)
+    random = np.random.default_rng((*key, _CLASS_KEY))
     values = {attribute.name: str(random.choice(attribute.values)) for attribute in ATTRIBUTES}
-    return Scene(shape=str(random.choice(SHAPES)), **values, look=place)
+    return Scene(shape=str(random.choice(SHAPES)), **values, look=key)

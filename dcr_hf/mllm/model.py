@@ -77,7 +77,7 @@ class Llava:
                 f"model {name}: vision_feature_select_strategy in {path}'s config.json is {strategy!r}; its "
                 f"{folder.tower.config.model_type} gives the image tokens with {needed!r}."
             )
-        self.folder = folder.place
+        self.folder = folder.folder
         self.conversations = Conversations(folder)
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy
 
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.config.options import facts_of
+from dcr_hf.config.options import facts_of_stage
 from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.projector import Projector, check_projector, find_projector
@@ -151,8 +151,7 @@ def _own_args(args: DCRConfig, stage: str, steps: int, learning_rate: float) -> 
 
 
 def _plan(name: str, recipe: Recipe, args: DCRConfig, projector: Path | None = None, **trains: bool) -> StagePlan:
-    facts = facts_of(recipe) | facts_of(args) | {"world_size": args.world_size, "device": args.device.type}
-    return StagePlan(name=name, args=args, projector=projector, facts=facts, **trains)
+    return StagePlan(name=name, args=args, projector=projector, facts=facts_of_stage(recipe, args), **trains)
 
 
 def options_of_run(recipe: Recipe, args: DCRConfig) -> dict[str, Any]:

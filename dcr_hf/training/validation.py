@@ -46,9 +46,9 @@ class TrainingEvaluation:
         workers: int = 2,
         seeds: tuple[int, ...] = (0,),
     ):
-        read_encoder_config(base)
+        side = read_encoder_config(base)[0].vision_config.image_size
         self.base, self.batch_size, self.workers, self.seeds = base, batch_size, workers, seeds
-        self.processor = ImageProcessor(base)
+        self.processor = ImageProcessor(f"encoder {base}", base, side)
         self.work = read_sets(parse_benchmarks(benchmarks, data_root), data_root)
         self._texts = _Texts(base)
 

@@ -1,13 +1,23 @@
 """Every option is accounted for: it changes the result, it does not, or it is refused."""
 
 import dataclasses
+import json
 import os
 
 import pytest
 from transformers import TrainingArguments
 
 from dcr_hf import DCRConfig, Recipe
-from dcr_hf.config.options import GROUPS, Help, Role, facts_of, option, options_of, refuse_without_effect
+from dcr_hf.config.options import (
+    GROUPS,
+    Help,
+    Role,
+    facts_of,
+    facts_of_stage,
+    option,
+    options_of,
+    refuse_without_effect,
+)
 from dcr_hf.config.transformers_options import CHANGE_RESULT, NEUTRAL, REFUSED
 from dcr_hf.errors import UserError
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
@@ -110,6 +120,17 @@ def test_what_changes_the_result_is_a_fact(tmp_path, name, value):
     setattr(args, name, value)
     after = facts_of(args)
     assert {key for key in after if before.get(key) != after[key]} == {name}
+
+
+def test_deepspeed_s_contents_are_a_fact_not_its_path(tmp_path):
+    args, recipe = short_run(tmp_path / "out"), Recipe(encoder="e")
+    for name, stage in (("a", 2), ("copy", 2), ("other", 3)):
+        (tmp_path / name).write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    facts = []
+    for config in (*(str(tmp_path / name) for name in ("a", "copy", "other")), {"zero_optimization": {"stage": 2}}):
+        args.deepspeed = config
+        facts.append(facts_of_stage(recipe, args))
+    assert facts[0] == facts[1] == facts[3] != facts[2]
 
 
 @pytest.mark.parametrize("name", ["output_dir", "logging_steps", "save_steps", "report_to", "preview_steps"])

@@ -165,8 +165,7 @@ def test_image_processor_has_openai_s_statistics(openai_clip, clip_folder, tmp_p
 
     torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
     convert(tmp_path / "clip.pt", tmp_path / "out", str(clip_folder))
-    processor = ImageProcessor(str(tmp_path / "out"))
-    assert processor.image_size == 32
+    processor = ImageProcessor("the copy", str(tmp_path / "out"), 32)
     assert processor.processor.image_mean[0] == 0.48145466 != MEAN[0]
 
 

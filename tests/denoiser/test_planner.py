@@ -8,7 +8,7 @@ from dcr_hf.denoiser.chunks import ChunkPlan
 from dcr_hf.denoiser.planner import CPU_BUDGET, LiveBytes, PairMemory, choose_plan, measure, memory_budget
 from helpers.tiny_models import CONDITION_WIDTH
 
-PAIR = PairMemory(kept=10, working=5)
+PAIR = PairMemory(saved=10, working=5)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_plan_never_needs_more_than_its_budget():
     for pairs in (2, 20, 272, 1040):
         for budget in range(15, 20 * pairs, 7):
             plan = choose_plan(pairs, PAIR, budget)
-            assert plan.size * plan.kept * PAIR.kept + plan.size * PAIR.working <= budget, (pairs, budget, plan)
+            assert plan.size * plan.kept * PAIR.saved + plan.size * PAIR.working <= budget, (pairs, budget, plan)
 
 
 def test_live_bytes_counts_what_lives_and_what_lived():
@@ -68,19 +68,19 @@ def pairs_of(denoiser, batch, conditions, side=8):
 def test_measured_activations_are_what_autograd_keeps(denoiser):
     noisy, timesteps, conditions = pairs_of(denoiser, 4, 4)
     evaluate, biases = denoiser._fast_path(noisy, timesteps, conditions)
-    kept = {}
+    saved = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = evaluate(torch.arange(4), biases.detach().requires_grad_())
     frozen = {tensor.untyped_storage().data_ptr() for tensor in (*denoiser.parameters(), *denoiser.buffers())}
-    expected = sum(size for pointer, size in kept.items() if pointer not in frozen) + outputs.nbytes
+    expected = sum(size for pointer, size in saved.items() if pointer not in frozen) + outputs.nbytes
     memory = measure(evaluate, torch.arange(4), biases)
-    assert memory.kept * 4 == pytest.approx(expected, rel=0.03)
-    assert 0 < memory.working < memory.kept
+    assert memory.saved * 4 == pytest.approx(expected, rel=0.03)
+    assert 0 < memory.working < memory.saved
 
 
 def test_a_planned_step_stays_in_its_budget_and_changes_nothing(denoiser, monkeypatch):

@@ -1,6 +1,8 @@
 """recipes/miniature.py from end to end on models a few steps old: training, measurements, the page, the sentence."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,3 +129,9 @@ def test_the_sentence_follows_the_numbers(pairs, nmi, sentence):
         comparison("clustering", "scene_shape", "nmi", *nmi),
     ]
     assert run.verdict(Results(comparisons=rows)).startswith(sentence)
+
+
+def test_importing_what_recipes_import_prints_nothing():
+    code = "import dcr_hf.run, dcr_hf.miniature.run, dcr_hf.miniature.cli, dcr_hf.llava.run"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

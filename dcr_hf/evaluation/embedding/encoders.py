@@ -60,13 +60,8 @@ class PretrainedEncoder:
         self.has_text = config.model_type in FAMILIES
         self.is_clip = config.model_type.startswith("clip")
         self.kinds: tuple[str, ...] = _KINDS.get(self.model_type, ("projected", "mean_patch"))
-        self.processor = ImageProcessor(self.base)
-        expected = (config.vision_config if self.has_text else config).image_size
-        if self.processor.image_size != expected:
-            raise UserError(
-                f"encoder {name}: its image processor makes {self.processor.image_size} pixels, but its vision "
-                f"tower takes {expected}. Correct preprocessor_config.json in {self.base}."
-            )
+        side = (config.vision_config if self.has_text else config).image_size
+        self.processor = ImageProcessor(f"encoder {name}: {self.base}", self.base, side)
 
     @cached_property
     def identity(self) -> dict[str, str | None]:

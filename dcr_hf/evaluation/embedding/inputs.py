@@ -1,15 +1,16 @@
 """The two inputs of an encoder: images through its own image processor, texts through its text tower."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
+from transformers import AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
 
 from dcr_hf.errors import as_user_error
+from dcr_hf.models.families import read_image_processor
 
 TEXT_BATCH = 256
 
@@ -18,12 +19,15 @@ class ImageProcessor:
     """The checkpoint's own image processor, in two halves: resize and crop in the workers (PIL, uint8: a quarter of
     the memory traffic), rescale and normalise on the device."""
 
-    def __init__(self, path: str):
+    def __init__(self, who: str, path: str, side: int):
+        """
+        Args:
+            who: whose it is, for messages.
+            side: what the vision tower takes, in pixels; another size of the processor is a UserError.
+        """
         # Always PIL: with torchvision the default backend differs in the last digits.
-        with as_user_error(f"image processor of {path}", OSError, ValueError):
-            self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-        size = self.processor.crop_size or self.processor.size
-        self.image_size = size["height"]
+        self.processor = cast(Any, read_image_processor(who, path, side, backend="pil"))
+        self.image_size = side
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """RGB image -> (3, S, S), uint8."""

@@ -162,5 +162,5 @@ def test_processor_of_another_size_is_refused(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "wrong")
     path = folder / "preprocessor_config.json"
     path.write_text(path.read_text().replace("32", "64"))
-    with pytest.raises(ValueError, match=r"makes 64 pixels, but its vision tower takes 32"):
+    with pytest.raises(ValueError, match=r"makes 64 pixels, its vision tower takes 32"):
         PretrainedEncoder("e", str(folder))
