@@ -24,6 +24,7 @@ from transformers.integrations import deepspeed
 from dcr_hf.config import DCRConfig
 from dcr_hf.config.options import GROUPS, Role, options_of
 from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.hub import declare, hub_id, set_patience
 
 
 def parse(
@@ -36,6 +37,8 @@ def parse(
         training: changed defaults of `config`.
         argv: the command line.
         config: the kind of config.
+
+    The recipe's own ids are taken for ids of the hub, and --hub_patience counts from here on.
 
     Raises:
         UserError: an unknown name, with the nearest known ones; a value that is none of the choices.
@@ -52,6 +55,8 @@ def parse(
         names = [word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--")]
         _refuse_unknown(dict.fromkeys(names), known, "the command line")
         raise UserError(f"the command line has words that belong to no option: {' '.join(rest)}")
+    set_patience(parsed[0].hub_patience)
+    declare(value for value in dataclasses.asdict(recipe).values() if isinstance(value, str) and hub_id(value))
     return parsed[0], parsed[1]
 
 

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcr_hf.cli import loaded_complete, parse, quiet_libraries
 from dcr_hf.config import DCRConfig, Recipe
-from dcr_hf.data.sources import Source, find_source
+from dcr_hf.data.dealing import Source
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.errors import AlreadyExistsError, UserError, exit_on_user_error
 from dcr_hf.export import RunFacts, export_encoder, export_folders, push_to_hub
@@ -21,6 +23,7 @@ from dcr_hf.training.option_checks import check_objectives
 from dcr_hf.training.plan import StagePlan, options_of_run, plan_stages
 from dcr_hf.training.progress import say
 from dcr_hf.training.requirements import check_trainer_options
+from dcr_hf.training.revisions import Inputs, resolve_inputs
 from dcr_hf.training.validation import TrainingEvaluation
 
 
@@ -39,37 +42,38 @@ def main(recipe: Recipe, **training: Any) -> None:
 def run(recipe: Recipe, args: DCRConfig) -> None:
     """Check, then train and export what `recipe.stage` names. The same call again resumes."""
     plans = plan_stages(recipe, args)
-    source, evaluation = check(recipe, args, plans)
+    inputs, evaluation = check(recipe, args, plans)
+    plans = [plan.with_facts(inputs.facts) for plan in plans]
     if recipe.dry_run:
-        _print_plans(recipe, args, plans, source)
+        _print_plans(recipe, args, plans, inputs.source)
         return
     with locked(args.folder, first=args.process_index == 0):
-        facts = _prepare_output(recipe, args, plans)
-        _train(recipe, args, plans, source, evaluation)
+        facts = _prepare_output(recipe, args, plans, inputs)
+        _train(recipe, args, plans, inputs.source, evaluation)
         if plans[-1].trains_encoder and args.process_index == 0:
             with loaded_complete(args):
                 _export(recipe, args, facts, plans[-1].folder)
 
 
-def check(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> tuple[Source, TrainingEvaluation | None]:
-    """The data to train on and the benchmarks to run during training, after everything that is cheap to check.
+def check(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> tuple[Inputs, TrainingEvaluation | None]:
+    """What goes into the run and the benchmarks to run during training, after everything that is cheap to check.
 
     Raises:
         UserError: whatever is wrong with the options, the models, the data or the output, before anything is loaded.
     """
     check_trainer_options(args)
     check_objectives(recipe, args, plans)
+    inputs = resolve_inputs(recipe, args.folder)
     widths = check_encoder(recipe.encoder), check_denoiser(recipe.denoiser)
     _check_projector(recipe, plans, *widths)
-    source = find_source(recipe.train_data)
-    _check_amount(recipe, args, source)
+    _check_amount(recipe, args, inputs.source)
     if not (recipe.overwrite_output_dir or recipe.dry_run):
         _check_not_finished(recipe, args, plans)
     if not recipe.overwrite_output_dir:
         for plan in plans:
             if not plan.finished:
-                check_resume_of(plan.name, plan.folder, plan.facts, recipe.resume_anyway)
-    return source, _evaluation(recipe, args)
+                check_resume_of(plan.name, plan.folder, plan.facts | inputs.facts, recipe.resume_anyway)
+    return inputs, _evaluation(recipe, args)
 
 
 def _check_projector(recipe: Recipe, plans: list[StagePlan], embedding_width: int, condition_width: int) -> None:
@@ -122,7 +126,7 @@ def _load_denoiser(recipe: Recipe, args: DCRConfig) -> FrozenDenoiser:
         )
 
 
-def _prepare_output(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> RunFacts:
+def _prepare_output(recipe: Recipe, args: DCRConfig, plans: list[StagePlan], inputs: Inputs) -> RunFacts:
     """run.json, in a folder without incomplete checkpoints and without what is to be overwritten."""
     facts = RunFacts.of_this_run(
         recipe.encoder,
@@ -131,6 +135,7 @@ def _prepare_output(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> 
         options_of_run(recipe, args),
         args.world_size,
         [plan.summary() for plan in plans],
+        inputs.revisions,
     )
     if args.process_index == 0:
         old = [plan.folder for plan in plans] + list(export_folders(recipe.encoder, args.folder))
@@ -167,14 +172,14 @@ def _train(
 
 
 def _print_plans(recipe: Recipe, args: DCRConfig, plans: list[StagePlan], source: Source) -> None:
-    """What each stage would train and cost."""
+    """What each stage would train and cost. Reads no weights."""
     if args.process_index:
         return
-    condition_width = _load_denoiser(recipe, args).condition_width
+    condition_width = check_denoiser(recipe.denoiser)
     texts = []
     for plan in plans:
-        with loaded_complete(args):
-            encoder = ImageEncoder.from_pretrained(recipe.encoder)
+        with loaded_complete(args), torch.device("meta"):
+            encoder = ImageEncoder.without_weights(recipe.encoder)
             model = plan.build_model(encoder, condition_width, untrained=True)
         texts.append(describe(plan, model, source.images))
     print("\n\n".join(texts))

@@ -147,7 +147,7 @@ def test_a_new_module_in_no_order_and_an_import_against_it_are_seen(tmp_path):
 
 def test_the_root_holds_what_every_room_needs_and_no_more():
     files = {path.stem for path in PACKAGE.glob("*.py")}
-    assert files == {"__init__", "cli", "run", "hub", "plotting"}
+    assert files == {"__init__", "cli", "run", "plotting"}
 
 
 def test_every_room_says_what_it_is_for():

@@ -45,6 +45,13 @@ class RunControl:
         CHECKPOINTS,
         Role.NEUTRAL,
     )
+    hub_patience: float = option(
+        300.0,
+        "Seconds for which requests to the hub are tried again while it does not answer. After that the run writes a "
+        "checkpoint and ends with code 75.",
+        CHECKPOINTS,
+        Role.NEUTRAL,
+    )
     dry_run: bool = option(
         False, "Check everything, print what would be trained, and stop.", CHECKPOINTS, Role.NEUTRAL
     )

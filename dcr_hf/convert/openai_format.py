@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.hub import local_folder
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, TORCH_FILE_ERRORS
 
@@ -157,7 +158,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     weights = read_state_dict(path)
     converted = convert_names(weights)
     with as_user_error(f"--base {base!r}: tokenizer", *SIDE_FILE_ERRORS):
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(local_folder(base, what="--base"))
     if "token_embedding.weight" in weights:
         model: PreTrainedModel = CLIPModel(infer_config(weights, activation))
     else:

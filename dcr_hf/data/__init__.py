@@ -4,7 +4,8 @@ Reading, decoding, cropping, shuffling, counting and augmenting belong here; mod
 """
 
 from dcr_hf.data.augment import PositiveView
-from dcr_hf.data.sources import Source, find_source
+from dcr_hf.data.dealing import Source
+from dcr_hf.data.sources import find_source
 from dcr_hf.data.stream import StreamState, TrainingImages, collate
 
 __all__ = ["PositiveView", "Source", "StreamState", "TrainingImages", "collate", "find_source"]

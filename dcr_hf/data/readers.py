@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Self
 
 import datasets
-import fsspec
 
 from dcr_hf.errors import as_user_error
+from dcr_hf.hub import open_file
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -72,8 +72,7 @@ def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0)
     """Rows of a tar's images from byte `offset`, which `count` images precede. A truncated tar yields its complete
     members and one error."""
     try:
-        with as_user_error(f"shard {url}", OSError), fsspec.open(url, "rb") as file:
-            file.seek(offset)
+        with open_file(url, offset) as file, as_user_error(f"shard {url}", OSError):
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_CompleteTarInfo) as tar:
                 for member in tar:
                     name = Path(member.name)

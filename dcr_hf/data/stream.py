@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dcr_hf.data.bad_images import SkipWindow, describe_skipped
+from dcr_hf.data.dealing import Source
 from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
-from dcr_hf.data.sources import Source
 from dcr_hf.errors import UserError, as_user_error
 
 LANES = 64
@@ -49,10 +49,14 @@ class StreamState:
 
     @classmethod
     def begin(cls, source: Source, batch_size: int, readers: int, shuffle_buffer: int) -> "StreamState":
-        """The initial state: many lanes for much data, so that the number of readers can change; else one a reader."""
+        """The initial state: many lanes for much data, so that the number of readers can change; else one a reader.
+
+        Shards of the hub are not divided for more lanes: each lane would fetch all of a shard to read a part of it."""
         each = max(1, LANES // readers)
         if source.images is not None:
             each = max(1, min(each, source.images // (readers * batch_size * BATCHES_A_LANE)))
+        if source.remote_shards is not None:
+            each = max(1, min(each, source.remote_shards // readers))
         return cls(lanes=readers * each, block=max(batch_size, shuffle_buffer // each), readers=readers)
 
     @classmethod
@@ -178,10 +182,9 @@ class TrainingImages(IterableDataset):
     ) -> Iterator[tuple[dict, dict]]:
         """A lane's usable images of an epoch from `start`, each with the position after it."""
         token, used = start["token"], start["used"]
-        rows = self.source.epoch(self.seed, epoch, lane, self.state.lanes, token)
         # Full blocks instead of a rolling buffer: a position is then a block and an index in it.
-        for number, block in enumerate(rows.iter(self.state.block), start["number"]):
-            next_token = self.source.token(rows, block)
+        blocks = self.source.blocks(self.state.block, self.seed, epoch, lane, self.state.lanes, token)
+        for number, (block, next_token) in enumerate(blocks, start["number"]):
             order = np.random.default_rng([self.seed, epoch, lane, number]).permutation(len(block["key"]))
             for index in range(used, len(order)):
                 row = {name: column[order[index]] for name, column in block.items()}

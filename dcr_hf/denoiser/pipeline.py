@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dcr_hf.denoiser.parts import pipeline_folder
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import check_weights
 from dcr_hf.models.loading import load_complete
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
 
@@ -16,7 +17,6 @@ SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (base), in diffusers' layout"
 _TARGET_OF_PREDICTION_TYPE = {"epsilon": "epsilon", "v_prediction": "velocity"}
 _PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 _XL_PARTS = (*_PARTS, "tokenizer_2", "text_encoder_2")
-_FILES = ["model_index.json", "*/*.json", "tokenizer*/*"]
 # Inputs of other pipelines' UNets, which are not supported; SD-XL's own is `addition_embed_type`.
 _NO_INPUTS = {
     "class_embed_type": None,
@@ -50,7 +50,7 @@ def check_denoiser(path_or_id: str) -> int:
         NotFoundError: parts of the pipeline are missing.
         UserError: another pipeline, or one that was trained to predict something else.
     """
-    folder = local_folder(path_or_id, _FILES)
+    folder = pipeline_folder(path_or_id)
     index = _read_index(folder)
     if "transformer" in index or (folder / "transformer").is_dir():
         raise UserError(
@@ -69,6 +69,9 @@ def check_denoiser(path_or_id: str) -> int:
     _check_unet(path_or_id, unet)
     _check_text_encoders(path_or_id, folder, unet)
     native_target(path_or_id, _read_config(folder / "scheduler" / "scheduler_config.json"))
+    for part in parts:
+        if part not in ("scheduler", "tokenizer", "tokenizer_2"):
+            check_weights(path_or_id, part, "denoiser")
     return unet["cross_attention_dim"]
 
 
@@ -162,7 +165,7 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
 
     The text encoders are dropped afterwards: E never changes.
     """
-    folder = local_folder(path_or_id, _FILES)
+    folder = pipeline_folder(path_or_id)
     index = _read_index(folder)
     if not _is_xl(folder, index):
         tokens = _encode(path_or_id, "", CLIPTextModel).last_hidden_state
@@ -191,9 +194,9 @@ def time_ids(latents: Tensor, scale: int) -> Tensor:
 
 def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
     with as_user_error(f"denoiser {path_or_id!r}: tokenizer{suffix}", *SIDE_FILE_ERRORS):
-        tokenizer = CLIPTokenizer.from_pretrained(path_or_id, subfolder=f"tokenizer{suffix}")
+        tokenizer = CLIPTokenizer.from_pretrained(pipeline_folder(path_or_id), subfolder=f"tokenizer{suffix}")
     part = f"text_encoder{suffix}"
-    model = load_complete(kind, f"denoiser {path_or_id!r}: {part}", path_or_id, torch.float32, subfolder=part).eval()
+    model = load_complete(kind, "denoiser", path_or_id, torch.float32, part).eval()
     tokens = tokenizer(
         "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )

@@ -3,7 +3,7 @@
 Exceptions of that family and how a program ends enter here. Everything else that is raised keeps its traceback.
 """
 
-from dcr_hf.errors.exit import INCOMPLETE, Interrupted, exit_on_user_error
+from dcr_hf.errors.exit import INCOMPLETE, Interrupted, UnavailableError, exit_on_user_error, own_message
 from dcr_hf.errors.user import (
     AlreadyExistsError,
     LockedError,
@@ -19,8 +19,10 @@ __all__ = [
     "Interrupted",
     "LockedError",
     "NotFoundError",
+    "UnavailableError",
     "UserError",
     "WriteError",
     "as_user_error",
     "exit_on_user_error",
+    "own_message",
 ]

@@ -12,24 +12,32 @@ INCOMPLETE = 75
 
 
 class Interrupted(Exception):
-    """Training stopped on a signal, after a checkpoint."""
+    """Training stopped before its end, after a checkpoint."""
+
+
+class UnavailableError(Exception):
+    """Something outside that usually comes back, such as the hub, did not answer for as long as the user allows."""
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted`. Nothing else is caught."""
+    """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted` and
+    `UnavailableError`. Nothing else is caught."""
     program = _program()
     try:
         yield
     except Interrupted as interruption:
         print(f"{program}: {interruption} Run the same command again to resume.", file=sys.stderr)
         raise SystemExit(INCOMPLETE) from None
+    except UnavailableError as error:
+        print(f"{program}: {own_message(error)} Run the same command again later.", file=sys.stderr)
+        raise SystemExit(INCOMPLETE) from error
     except UserError as error:
         print(f"{program}: error: {own_message(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def own_message(error: UserError) -> str:
+def own_message(error: Exception) -> str:
     """The message as it was raised, in one line: a DataLoader puts the traceback of its worker around it."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:

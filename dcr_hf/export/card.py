@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from dcr_hf.export.run_facts import RunFacts
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import hub_id, local_folder
 from dcr_hf.models.families import FAMILIES
 
 ARXIV = "2603.04803"
@@ -16,17 +16,18 @@ _TITLES = {"stage1": "stage 1", "stage2": "stage 2", "end_to_end": "end to end"}
 def write_card(folder: Path, name: str, encoder: str, config: PreTrainedConfig, facts: RunFacts | None) -> None:
     """Write README.md with metadata into an exported folder; `name` is what the folder will be called."""
     is_tower = name.endswith("-vision")
-    data_id = None if facts is None or facts.train_data.count("/") != 1 else facts.train_data
+    base = _shown(encoder)
+    data_id = None if facts is None or not hub_id(facts.train_data) else facts.train_data.partition("@")[0]
     data = ModelCardData(
-        base_model=encoder if not Path(encoder).exists() else Path(encoder).name,
+        base_model=base.partition("@")[0],
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_tower else "zero-shot-image-classification",
         license=_license(encoder),
-        datasets=[data_id] if data_id and not Path(data_id).exists() else None,
+        datasets=[data_id] if data_id else None,
         tags=["dcr", config.model_type, "vision", f"arxiv:{ARXIV}"],
     )
     objective = "dcr" if facts is None else facts.options["objective"]
-    body = [_introduction(name, encoder, is_tower, objective), _usage(name, config, is_tower), _limits(config)]
+    body = [_introduction(name, base, is_tower, objective), _usage(name, config, is_tower), _limits(config)]
     if facts is not None:
         body.insert(2, _training(facts))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
@@ -93,8 +94,9 @@ def _stages(facts: RunFacts) -> dict[str, str]:
 def _training(facts: RunFacts) -> str:
     options = facts.options
     rows = {
-        "denoiser": facts.denoiser,
-        "data": facts.train_data,
+        "encoder": _at(_shown(facts.encoder), facts.revisions.get("encoder")),
+        "denoiser": _at(_shown(facts.denoiser), facts.revisions.get("denoiser")),
+        "data": _at(facts.train_data, facts.revisions.get("train_data")),
         **_stages(facts),
         "batch": f"{options['per_device_train_batch_size']} a device x {options['gradient_accumulation_steps']} "
         f"accumulated x {facts.world_size} devices",
@@ -108,6 +110,15 @@ def _training(facts: RunFacts) -> str:
         f"## Training\n\n```\n{facts.command}\n```\n\n{table}\n\n"
         f"The last logged step, averaged over its logging window:\n\n| | |\n| --- | --- |\n{log}"
     )
+
+
+def _shown(given: str) -> str:
+    """An id, or the name of a folder: its path says nothing elsewhere."""
+    return given if hub_id(given) else Path(given).name
+
+
+def _at(name: str, revision: str | None) -> str:
+    return f"{name} ({revision})" if revision else name
 
 
 def _limits(config: PreTrainedConfig) -> str:

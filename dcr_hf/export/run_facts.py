@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_hf.errors import NotFoundError, as_user_error
+from dcr_hf.hub import hub_id
 
 _PACKAGES = ("torch", "transformers", "diffusers", "datasets", "peft", "accelerate", "kornia")
 
@@ -20,13 +21,14 @@ class RunFacts:
     """What somebody needs to make the same encoder again.
 
     Attributes:
-        encoder, denoiser, train_data: as given.
+        encoder, denoiser, train_data: as given; the encoder's folder absolute, for exports from elsewhere.
         command: as typed.
         options: every option's value.
         world_size: processes.
         stages: what each stage of the run does, in order: name, trains_encoder, steps, learning_rate, objective.
         versions: of the packages that matter.
         commit: of this repository, where it is one.
+        revisions: of encoder, denoiser and train_data the hub's commit, or a fingerprint of the folder.
         log: the last line of the log of the stage that trained the encoder.
     """
 
@@ -39,6 +41,7 @@ class RunFacts:
     versions: dict[str, str]
     commit: str | None
     stages: list[dict[str, Any]] = field(default_factory=list)
+    revisions: dict[str, str] = field(default_factory=dict)
     log: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -50,12 +53,14 @@ class RunFacts:
         options: dict[str, Any],
         world_size: int,
         stages: list[dict[str, Any]],
+        revisions: dict[str, str] | None = None,
     ) -> "RunFacts":
         return cls(
-            encoder=encoder,
+            encoder=encoder if hub_id(encoder) else str(Path(encoder).expanduser().absolute()),
             denoiser=denoiser,
             train_data=train_data,
             stages=stages,
+            revisions=revisions or {},
             **how_it_runs(options, world_size),
         )
 

@@ -16,13 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dcr_hf.errors import NotFoundError, UserError, as_user_error
-from dcr_hf.hub import local_folder
+from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.hub import local_folder, model_folder
 from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
 from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
 from dcr_hf.llava.swap import new_projector
 from dcr_hf.llava.tower import Tower, read_tower
-from dcr_hf.llava.weights import Read, opened, rewrite, weight_files, weight_names
+from dcr_hf.llava.weights import Read, rewrite, weight_files
+from dcr_hf.models.headers import read_header
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_config
 
 _ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # a row for each token
@@ -36,15 +37,11 @@ def read_language_model(path_or_id: str) -> tuple[Path, PreTrainedConfig]:
         NotFoundError: no such folder, no configuration, no weights.
         UserError: no language model of Llama's kind.
     """
-    folder = local_folder(path_or_id, MODEL_FILES)
+    folder = local_folder(path_or_id, MODEL_FILES, "language model")
     config = read_config(f"language model {path_or_id!r}", folder)
     if config.model_type in ("llava", "llava_llama"):
         raise UserError(f"language model {path_or_id!r} is a LLaVA already: give it as --llava, alone.")
-    try:
-        names = weight_names(folder)
-    except NotFoundError:  # Vicuna's repositories have no safetensors
-        folder = local_folder(path_or_id, (*MODEL_FILES, "*.bin"))
-        names = weight_names(folder)
+    names = read_header(path_or_id, "language model").names
     other = sorted(name for name in names if not name.startswith(("model.layers.", "model.norm.", *_ROWS)))
     if other or "model.embed_tokens.weight" not in names:
         raise UserError(
@@ -59,7 +56,7 @@ class Parts:
     """A tower and a language model that are to become one, and how that one will be; nothing of it is written yet."""
 
     tower: Tower
-    language_folder: Path
+    language_model: str
     llava: LlavaFolder
 
 
@@ -75,9 +72,9 @@ def read_parts(encoder: str, language_model: str) -> Parts:
     # Padded on the left for generation; training pads its own batches.
     with as_user_error(f"language model {language_model!r}: tokenizer", *SIDE_FILE_ERRORS):
         tokenizer = _with_image_token(AutoTokenizer.from_pretrained(folder, padding_side="left"))
-    config = _config(tower, text, tokenizer, _dtype(folder))
+    config = _config(tower, text, tokenizer, read_header(language_model, "language model").dtype)
     processor = processor_for(tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE)
-    return Parts(tower, folder, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))
+    return Parts(tower, language_model, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))
 
 
 def assemble(parts: Parts, output: Path) -> None:
@@ -87,7 +84,8 @@ def assemble(parts: Parts, output: Path) -> None:
     Raises:
         ExportError: what was written is incomplete.
     """
-    source, config, tokenizer = parts.language_folder, parts.llava.config, parts.llava.processor.tokenizer
+    source, _ = model_folder(parts.language_model, what="language model")
+    config, tokenizer = parts.llava.config, parts.llava.processor.tokenizer
     dtype, rows = cast(torch.dtype, config.dtype), cast(PreTrainedConfig, config.text_config).vocab_size
     new = [
         partial(_named, "vision_tower.vision_model.", partial(parts.tower.weights, dtype)),
@@ -108,11 +106,6 @@ def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or "<pad>"  # LLaVA's is <unk>
     return tokenizer
-
-
-def _dtype(folder: Path) -> torch.dtype:
-    with opened(weight_files(folder)[0]) as tensors:
-        return next(iter(tensors.values()))().dtype
 
 
 def _config(

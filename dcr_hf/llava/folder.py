@@ -12,13 +12,13 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.export import ExportError
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import check_weights, local_folder, model_folder
 from dcr_hf.llava.tower import KINDS, Tower
 from dcr_hf.llava.weights import canonical, opened, weight_files
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
 from dcr_hf.training.checkpoints import writing
 
-MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 # Written again, or of no use to the new model; every other small file is copied byte by byte.
 _OWN = (
     "config.json",
@@ -52,6 +52,10 @@ class LlavaFolder:
     def tower(self) -> Tower:
         return Tower(self.name, vision_config(self.config), self.processor.image_processor)
 
+    def fetch_weights(self) -> None:
+        """Download the weights, where that has not happened. Raises as `hub.model_folder`."""
+        model_folder(self.name, what="LLaVA")
+
     @property
     def bytes(self) -> int:
         """The size of its weights on disk."""
@@ -70,7 +74,7 @@ def read_llava(path_or_id: str) -> LlavaFolder:
         NotFoundError: no such folder, no configuration, no weights.
         UserError: another architecture, named; the original code's format; a tower or processor of another kind.
     """
-    folder = local_folder(path_or_id, MODEL_FILES)
+    folder = local_folder(path_or_id, MODEL_FILES, "LLaVA")
     if not (folder / "config.json").is_file():
         raise NotFoundError(f"LLaVA {path_or_id!r} has no config.json: it is no model folder.")
     raw = read_json(f"LLaVA {path_or_id!r}", folder / "config.json")
@@ -97,7 +101,7 @@ def read_llava(path_or_id: str) -> LlavaFolder:
             f"LLaVA {path_or_id!r} has no LlavaProcessor, but a {type(processor).__name__}: processor_config.json, "
             "preprocessor_config.json or the tokenizer is missing."
         )
-    weight_files(folder)
+    check_weights(path_or_id, what="LLaVA")
     return LlavaFolder(path_or_id, folder, config, processor)
 
 

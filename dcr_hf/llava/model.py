@@ -41,7 +41,7 @@ class TrainedLlava(nn.Module):
         Raises:
             UserError: weights are missing; transformers would leave them random.
         """
-        return cls(load_complete(LlavaForConditionalGeneration, f"LLaVA {str(folder)!r}", folder, dtype))
+        return cls(load_complete(LlavaForConditionalGeneration, "LLaVA", folder, dtype))
 
     @property
     def projector(self) -> nn.Module:

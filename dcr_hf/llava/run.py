@@ -180,7 +180,9 @@ def _prepare_output(
             with loaded_complete(args):
                 assemble(beginning, folders.start)
     barrier(args)
-    return read_llava(str(folders.start)) if isinstance(beginning, Parts) else beginning
+    start = read_llava(str(folders.start)) if isinstance(beginning, Parts) else beginning
+    start.fetch_weights()
+    return start
 
 
 def _examples(plan: LlavaStagePlan, records: datasets.Dataset, start: LlavaFolder) -> Examples:

@@ -57,6 +57,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     parts = {TOWER: tower.weights}
     if widths[0] != widths[1]:
         parts[PROJECTOR] = partial(new_projector, LlavaConfig.from_dict(config))
+    source.fetch_weights()
     with made_whole(output, source.bytes) as folder:
         _write_weights(source.folder, folder, parts)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

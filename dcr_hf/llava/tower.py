@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from dcr_hf.errors import NotFoundError, UserError
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import check_weights, local_folder
 from dcr_hf.models.families import ImageProcessor, read_image_processor
 from dcr_hf.models.loading import load_complete, quietly
 from dcr_hf.models.reading import read_config
@@ -68,7 +68,7 @@ class Tower:
             UserError: some are missing; transformers would leave them random.
         """
         with quietly():  # of a dual encoder, the text side is left out
-            model = load_complete(self.kind.vision_class, f"encoder {self.path!r}", self.path, dtype)
+            model = load_complete(self.kind.vision_class, "encoder", self.path, dtype)
         return {name.removeprefix("vision_model."): tensor for name, tensor in model.state_dict().items()}
 
     def padding_processor(self) -> LlavaImageProcessorPil:
@@ -92,7 +92,7 @@ def read_tower(path_or_id: str) -> Tower:
         NotFoundError: no folder, no configuration, no image processor.
         UserError: neither CLIP nor SigLIP; an image processor of another size than the tower.
     """
-    folder = local_folder(path_or_id)
+    folder = local_folder(path_or_id, what="encoder")
     who = f"encoder {path_or_id!r}"
     config = read_config(
         who,
@@ -110,5 +110,6 @@ def read_tower(path_or_id: str) -> Tower:
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise NotFoundError(f"{who} lacks an image processor: no preprocessor_config.json.")
     image_processor = read_image_processor(who, folder, config.image_size, backend="pil")
+    check_weights(path_or_id, what="encoder")
     local = Path(path_or_id).expanduser()
     return Tower(str(local) if local.is_dir() else path_or_id, config, image_processor)

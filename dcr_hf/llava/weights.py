@@ -73,15 +73,6 @@ def opened(file: Path) -> Iterator[dict[str, Read]]:
         yield {name: partial(tensors.__getitem__, name) for name in tensors}
 
 
-def weight_names(folder: Path) -> set[str]:
-    """The names on disk; of safetensors by their headers alone."""
-    names: set[str] = set()
-    for file in weight_files(folder):
-        with opened(file) as tensors:
-            names |= tensors.keys()
-    return names
-
-
 class ShardWriter:
     """Writes a folder's weights, each call of `add` a shard; at no time is more than one of them in memory."""
 

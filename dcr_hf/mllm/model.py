@@ -95,11 +95,9 @@ class Llava:
 
     @cached_property
     def model(self) -> LlavaForConditionalGeneration:
-        who, placed = f"model {self.name}: {self.path}", {"": self.device}
+        who, placed = f"model {self.name}:", {"": self.device}
         with self._enough_memory():
-            model = load_complete(
-                LlavaForConditionalGeneration, who, self.folder, DTYPES[self.dtype], device_map=placed
-            )
+            model = load_complete(LlavaForConditionalGeneration, who, self.path, DTYPES[self.dtype], device_map=placed)
         return model.eval()
 
     def answer(self, data: QuestionSet, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dcr_hf.hub import local_folder
 from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config, read_image_processor
 from dcr_hf.models.loading import load_complete
 
@@ -67,9 +68,17 @@ class ImageEncoder(nn.Module):
         """
         config, family = read_encoder_config(path_or_id)
         who = f"encoder {path_or_id!r}"
-        processor = read_image_processor(who, path_or_id, config.vision_config.image_size)
-        model = load_complete(family.dual_class, who, path_or_id, torch.float32)
+        folder = local_folder(path_or_id, what="encoder")
+        processor = read_image_processor(who, folder, config.vision_config.image_size)
+        model = load_complete(family.dual_class, "encoder", path_or_id, torch.float32)
         return cls(model, family, processor.image_mean, processor.image_std)
+
+    @classmethod
+    def without_weights(cls, path_or_id: str) -> "ImageEncoder":
+        """As `from_pretrained`, on the meta device: its modules and their sizes."""
+        config, family = read_encoder_config(path_or_id)
+        with torch.device("meta"):
+            return cls(family.dual_class(config), family, mean=[0.0] * 3, std=[1.0] * 3)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""

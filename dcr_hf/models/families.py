@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import check_weights, file_names, local_folder
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_config
 
 _LAYER_LINEARS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
@@ -69,7 +69,7 @@ def read_encoder_config(path_or_id: str) -> tuple[PreTrainedConfig, Family]:
     """The checkpoint's configuration and its family, by `model_type`. Reads no weights."""
     config = read_config(
         f"encoder {path_or_id!r}",
-        local_folder(path_or_id),
+        local_folder(path_or_id, what="encoder"),
         "it is not a folder that transformers' save_pretrained wrote.",
     )
     if config.model_type not in FAMILIES:
@@ -139,22 +139,15 @@ def check_encoder(path_or_id: str) -> int:
         UserError: no CLIP or SigLIP; an image size that the denoiser's VAE cannot take.
     """
     config, _ = read_encoder_config(path_or_id)
-    folder = local_folder(path_or_id)
-    is_local = Path(path_or_id).expanduser().is_dir()
+    names = file_names(path_or_id, "encoder")
     wanted = {
         "an image processor": ("preprocessor_config.json", "processor_config.json"),
         "a tokenizer": _TOKENIZER_FILES,
     }
-    if is_local:  # a hub repository's weights are not downloaded for a check
-        wanted["weights"] = (
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-        )
-    for what, names in wanted.items():
-        if not any((folder / name).is_file() for name in names):
-            raise NotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(names)} is in it.")
+    for what, files in wanted.items():
+        if not set(files) & set(names):
+            raise NotFoundError(f"encoder {path_or_id!r} lacks {what}: none of {', '.join(files)} is in it.")
+    check_weights(path_or_id, what="encoder")
     if config.vision_config.image_size % 8:
         raise UserError(
             f"encoder {path_or_id!r} takes images of {config.vision_config.image_size} pixels, which is no multiple "

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.hub import hub_id, model_folder
 from dcr_hf.models.families import read_encoder_config
+from dcr_hf.models.headers import read_pickled
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, WEIGHT_ERRORS
 from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
 
@@ -21,24 +23,41 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def load_complete(
-    model_class: type[Model], who: str, path_or_id: str | Path, dtype: torch.dtype, **kwargs: Any
+    model_class: type[Model], what: str, path_or_id: str | Path, dtype: torch.dtype, part: str = "", **kwargs: Any
 ) -> Model:
     """`model_class.from_pretrained`, refused where transformers would leave weights random.
 
+    Its `name_or_path` is `path_or_id`, a folder's absolute.
+
     Args:
-        who: whose weights they are, for the message.
+        what: whose weights they are, for the message: "encoder".
         path_or_id: folder or hub id.
+        part: the model's folder in it.
         kwargs: passed on to `from_pretrained`.
 
     Raises:
         UserError: no weights, broken ones, missing ones, or some of another shape than the configuration's.
     """
+    who = f"{what} {str(path_or_id)!r}{f': {part}' if part else ''}"
+    folder, weights = model_folder(path_or_id, part, what)
+    if not weights.safetensors:
+        for name in weights.files:
+            if name.endswith(".bin"):
+                read_pickled(who, folder / name)  # transformers would fail on a broken one in any way
     with as_user_error(who, *WEIGHT_ERRORS):
         loaded = model_class.from_pretrained(
-            path_or_id, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            folder,
+            subfolder=part,
+            variant=weights.variant,
+            use_safetensors=weights.safetensors,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
         )
     model, report = cast(tuple[Model, dict[str, Any]], loaded)
     check_complete(who, report)
+    model.name_or_path = str(path_or_id) if hub_id(str(path_or_id)) else str(folder.absolute())
     return model
 
 
@@ -80,7 +99,7 @@ def load_dual_encoder(path_or_id: str, trained: str | Path | None = None) -> Pre
         UserError: no CLIP or SigLIP; weights that are missing, broken, or of another base.
     """
     _, family = read_encoder_config(path_or_id)
-    model = load_complete(family.dual_class, f"encoder {path_or_id!r}", path_or_id, torch.float32).eval()
+    model = load_complete(family.dual_class, "encoder", path_or_id, torch.float32).eval()
     if trained is None:
         return model
     if (Path(trained) / ADAPTER_WEIGHTS).is_file():

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from dcr_hf.config.base import TrainingOptions
-from dcr_hf.data.sources import Source
+from dcr_hf.data.dealing import Source
 from dcr_hf.data.stream import StreamState, TrainingImages
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.models.condition import ConditionModel

@@ -1,7 +1,7 @@
 """What a run will do: recipe and options resolved once into StagePlans. Nothing else decides about stages."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class StagePlan:
         """What is trained, for people."""
         parts = {"projector": self.trains_projector, "encoder": self.trains_encoder}
         return " and ".join(f"the {part}" for part, trained in parts.items() if trained)
+
+    def with_facts(self, more: dict[str, str]) -> "StagePlan":
+        """The plan, with more that a resume compares."""
+        return replace(self, facts=self.facts | more)
 
     def check_projector(self, embedding_width: int, condition_width: int, patch_width: int) -> None:
         """Raise UserError unless the projector that the stage starts from is there and fits.

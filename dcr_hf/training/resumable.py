@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 
 from dcr_hf.config.base import TrainingOptions
-from dcr_hf.errors import Interrupted, UserError
-from dcr_hf.training.checkpoints import mark_complete, rotate, writing
+from dcr_hf.errors import Interrupted, UnavailableError, UserError, own_message
+from dcr_hf.training.checkpoints import mark_complete, newest_checkpoint, rotate, step_of, writing
 from dcr_hf.training.metrics_log import MetricsLog
 from dcr_hf.training.progress import PlainLog, ProgressBar
 from dcr_hf.training.signals import StopOnSignal
@@ -20,6 +20,10 @@ from dcr_hf.training.signals import StopOnSignal
 
 class NonFiniteLossError(UserError, RuntimeError):
     """The loss became infinite or not a number; nothing was saved since."""
+
+
+class _NoData(Exception):
+    """The next batch does not come, on some rank."""
 
 
 class SeedRanks(TrainerCallback):
@@ -104,16 +108,28 @@ class ResumableTrainer(Trainer):
             the folder `unfinished` with the result, which one rank then moves to its place.
 
         Raises:
-            Interrupted: a signal ended training early, after a checkpoint.
+            Interrupted: a signal, or data that does not come, ended training early, after a checkpoint.
             NonFiniteLossError: the loss of any step was not finite.
         """
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except _NoData as outage:
+            self._save_between_steps()
+            where = f"stopped before step {self.state.global_step + 1} of {self.state.max_steps} in {self.args.folder}"
+            raise Interrupted(f"{outage} Training {where}, with a checkpoint.") from outage
         self.check_completed()
         partial = self.args.folder / "unfinished"
         self.save_model(str(partial))
         if self.args.process_index == 0:
             self.state.save_to_json(str(partial / "trainer_state.json"))
         return partial
+
+    def _save_between_steps(self) -> None:
+        """A checkpoint of the last step, unless it has one."""
+        self.stop_on_signal.settle()
+        last = newest_checkpoint(self.args.folder)
+        if self.state.global_step and (last is None or step_of(last) < self.state.global_step):
+            self._save_checkpoint(self.model, trial=None)
 
     def check_completed(self) -> None:
         """Call after train(); raises if training did not complete.
@@ -136,8 +152,19 @@ class ResumableTrainer(Trainer):
         AcceleratorState._reset_state()
 
     def get_batch_samples(self, *args, **kwargs):
+        """The batches of a step.
+
+        Raises:
+            _NoData: on every rank, if what one of them reads does not answer.
+        """
         start = time.perf_counter()
-        samples = super().get_batch_samples(*args, **kwargs)
+        samples, outage = ([], None), None
+        try:
+            samples = super().get_batch_samples(*args, **kwargs)
+        except UnavailableError as error:
+            outage = own_message(error)
+        if self.stop_on_signal.any_rank(outage is not None):
+            raise _NoData(outage or "another process of the run has no data.")
         self.metrics_log.waited += time.perf_counter() - start
         return samples
 

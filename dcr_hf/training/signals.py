@@ -49,13 +49,26 @@ class StopOnSignal(TrainerCallback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is still being exchanged."""
         if self._exchange is not None:
             self._exchange[1].wait()
+            self._exchange = None
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._any_rank_was_signalled():
             self.stopped = state.global_step < state.max_steps
             control.should_save = control.should_training_stop = True
+
+    def any_rank(self, flag: bool) -> bool:
+        """True if it is true on any rank. To be called by all, between steps."""
+        if self._group is None:
+            return flag
+        flags = torch.tensor([float(flag)])
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(flags.item())
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:  # the second one stops at once, as without a handler

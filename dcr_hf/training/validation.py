@@ -13,6 +13,7 @@ from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
 from dcr_hf.evaluation.embedding.embed import embed_in_memory
 from dcr_hf.evaluation.embedding.inputs import ImageProcessor, TextTower
 from dcr_hf.evaluation.readers.image_sets import ImageSet
+from dcr_hf.hub import local_folder
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import read_encoder_config
 from dcr_hf.models.loading import load_dual_encoder
@@ -48,7 +49,7 @@ class TrainingEvaluation:
     ):
         side = read_encoder_config(base)[0].vision_config.image_size
         self.base, self.batch_size, self.workers, self.seeds = base, batch_size, workers, seeds
-        self.processor = ImageProcessor(f"encoder {base}", base, side)
+        self.processor = ImageProcessor(f"encoder {base}", str(local_folder(base)), side)
         self.work = read_sets(parse_benchmarks(benchmarks, data_root), data_root)
         self._texts = _Texts(base)
 

@@ -4,14 +4,15 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
-import fsspec
 import pytest
 import torch
-from huggingface_hub.errors import OfflineModeIsEnabled
 from torch.utils.data import DataLoader
 
+from dcr_hf.data import readers
 from dcr_hf.data.bad_images import describe_skipped
-from dcr_hf.data.sources import FileSource, TableSource, expand_braces, find_source, table_rows
+from dcr_hf.data.dealing import FileSource, TableSource
+from dcr_hf.data.hub_sources import table_rows
+from dcr_hf.data.sources import expand_braces, find_source
 from dcr_hf.data.stream import StreamState, TrainingImages, collate
 from dcr_hf.errors import UserError
 from helpers.images import encoded, photographs, write_shard
@@ -254,9 +255,9 @@ def test_a_stream_resumes_where_it_stopped(broken_shards, clean_shards, workers,
 def test_going_on_does_not_read_what_was_consumed(clean_shards, monkeypatch):
     source = FileSource((str(clean_shards / "00000.tar"),), 20)
     rows = list(source.epoch(0, 0, 0, 1))
-    token = source.token(None, {name: [row[name] for row in rows[:15]] for name in ("piece", "offset", "count")})
-    opened = fsspec.open
-    monkeypatch.setattr(fsspec, "open", lambda url, mode: Unread(opened(url, mode).open(), token["offset"]))
+    token = next(source.blocks(15, 0, 0, 0, 1))[1]
+    opened = readers.open_file
+    monkeypatch.setattr(readers, "open_file", lambda url, offset: Unread(opened(url, offset), token["offset"]))
     assert token["offset"] > 15 * 1024
     assert list(source.epoch(0, 0, 0, 1, token)) == rows[15:]
 
@@ -337,11 +338,8 @@ def test_skipped_images_are_described_by_reason():
 
 
 def test_a_hub_that_cannot_be_reached_and_statistics_that_are_broken(tmp_path, monkeypatch):
-    def offline(*args):
-        raise OfflineModeIsEnabled("offline mode is enabled")
-
-    monkeypatch.setattr("dcr_hf.data.sources.HfFileSystem.glob", offline)
-    with pytest.raises(UserError, match=r"--train_data 'owner/images' on the hub: offline"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"--train_data 'owner/images' is no folder here .*HF_HUB_OFFLINE is set"):
         find_source("owner/images")
     write_shard(tmp_path / "0.tar", {"0.jpg": encoded(photographs(1)[0])})
     for content in ("{", "{}", "[]"):

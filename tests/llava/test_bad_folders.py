@@ -54,7 +54,7 @@ def test_a_llava_without_its_processor_or_weights(llava_folder, towers, tmp_path
     empty = altered(llava_folder, tmp_path / "empty")
     for file in (tmp_path / "empty").glob("model*"):
         file.unlink()
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
+    with pytest.raises(FileNotFoundError, match="lacks weights"):
         swap(empty, str(towers["clip-l-224"]), output)
 
 

@@ -42,7 +42,7 @@ class PretrainedEncoder:
     def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         self.trained, self.base = _trained_and_base(path)
-        folder = local_folder(self.base)
+        folder = local_folder(self.base, what=f"encoder {name}:")
         if not (folder / "config.json").is_file():
             raise NotFoundError(
                 f"encoder {name}: {self.base} has neither config.json nor adapter_config.json: it is neither a "
@@ -61,7 +61,7 @@ class PretrainedEncoder:
         self.is_clip = config.model_type.startswith("clip")
         self.kinds: tuple[str, ...] = _KINDS.get(self.model_type, ("projected", "mean_patch"))
         side = (config.vision_config if self.has_text else config).image_size
-        self.processor = ImageProcessor(f"encoder {name}: {self.base}", self.base, side)
+        self.processor = ImageProcessor(f"encoder {name}: {self.base}", str(folder), side)
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
@@ -81,7 +81,7 @@ class PretrainedEncoder:
             model = load_dual_encoder(self.base, self.trained)
         else:
             kind = VISION_TOWERS[self.model_type]
-            model = load_complete(kind, f"encoder {self.name}: {self.base}", self.base, torch.float32)
+            model = load_complete(kind, f"encoder {self.name}:", self.base, torch.float32)
         nn.Module.to(model, device=self.device, dtype=DTYPES[self.dtype])
         return model.eval()
 
@@ -90,7 +90,7 @@ class PretrainedEncoder:
         """Raises ValueError where there is no text tower: check `has_text` first."""
         if not self.has_text:
             raise ValueError(f"encoder {self.name} ({self.path}) has no text tower.")
-        return TextTower(self.model, self.base)
+        return TextTower(self.model, str(local_folder(self.base)))
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self.processor.to_uint8(image)

@@ -1,0 +1,75 @@
+"""What the models and the data of a run are exactly: the hub's commits, fingerprints of folders; at every start the
+same."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcr_hf.config import Recipe
+from dcr_hf.data.dealing import Source
+from dcr_hf.data.sources import find_source
+from dcr_hf.hub import adopt, fingerprint_of_model, from_one_process, hub_id, pin
+
+_MODELS = ("encoder", "denoiser")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data to train on, and what everything that goes into a run is.
+
+    Attributes:
+        revisions: {"encoder": commit or fingerprint, "denoiser": ..., "train_data": ..., "projector": where given}.
+    """
+
+    source: Source
+    revisions: dict[str, str]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a resume compares."""
+        return {f"{name}_revision": revision for name, revision in self.revisions.items()}
+
+
+def resolve_inputs(recipe: Recipe, folder: Path) -> Inputs:
+    """Resolve ids to commits and folders to fingerprints. One process of the run asks the hub. To be called by all.
+
+    A run that resumes in `folder` goes on with the commits that it recorded there.
+
+    Raises:
+        NotFoundError, UserError: a model or data set that is not there; a recorded commit that is no longer there.
+        UnavailableError: the hub does not answer.
+    """
+    before = {} if recipe.overwrite_output_dir else recorded_revisions(recipe, folder)
+    asked = {name: getattr(recipe, name) for name in _MODELS}
+    on_hub = {name: given for name, given in asked.items() if hub_id(given)}
+    pins = from_one_process(
+        lambda: [(given, pin(f"--{name}", given, commit=before.get(name))) for name, given in on_hub.items()]
+    )
+    adopt(pins)
+    commits = {given: found.commit for given, found in pins}
+    revisions = {
+        name: commits[given] if name in on_hub else fingerprint_of_model(Path(given).expanduser())
+        for name, given in asked.items()
+    }
+    if hub_id(recipe.train_data):
+        source = from_one_process(lambda: find_source(recipe.train_data, before.get("train_data")))
+    else:
+        source = find_source(recipe.train_data)
+    revisions["train_data"] = source.revision
+    if recipe.projector and Path(recipe.projector).expanduser().is_dir():
+        revisions["projector"] = fingerprint_of_model(Path(recipe.projector).expanduser())
+    return Inputs(source, revisions)
+
+
+def recorded_revisions(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Commits of those of the recipe's ids that an earlier start in `folder` had too."""
+    file = folder / "run.json"
+    if not file.is_file():
+        return {}
+    try:
+        run = json.loads(file.read_text())
+        options, revisions = run["options"], run["revisions"]
+        names = [name for name in (*_MODELS, "train_data") if options[name] == getattr(recipe, name)]
+        return {name: revisions[name] for name in names if name in revisions and hub_id(options[name])}
+    except (ValueError, LookupError, TypeError):  # written by an older version, or by hand
+        return {}
