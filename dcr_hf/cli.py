@@ -50,6 +50,7 @@ def parse(
     for origin, options in (("the recipe", dataclasses.asdict(recipe) | training), (file, _read_yaml(file))):
         _refuse_unknown(options, known, origin)
         words += _as_arguments(options)
+        parser.show_defaults(options)
     *parsed, rest = parser.parse_args_into_dataclasses([*words, *argv], return_remaining_strings=True)
     if rest:
         names = [word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--")]
@@ -91,6 +92,12 @@ class _Parser(HfArgumentParser):
             groups[option.group]._group_actions.append(action)
             if option.role is Role.REFUSED or action.option_strings[0].startswith("--no_"):
                 action.help = argparse.SUPPRESS
+
+    def show_defaults(self, options: dict[str, Any]) -> None:
+        """Let --help say what a recipe runs with."""
+        for action in self._actions:
+            if action.dest in options:
+                action.default, action.required = options[action.dest], False
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

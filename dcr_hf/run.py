@@ -12,7 +12,16 @@ from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.data.dealing import Source
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.errors import AlreadyExistsError, UserError, exit_on_user_error
-from dcr_hf.export import RunFacts, export_encoder, export_folders, push_to_hub
+from dcr_hf.export import (
+    RunFacts,
+    Upload,
+    check_upload,
+    export_encoder,
+    export_folders,
+    push_to_hub,
+    upload_command,
+)
+from dcr_hf.hub import from_one_process
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import check_encoder, patch_width, read_encoder_config
 from dcr_hf.training.checkpoints import check_resume_of, remove_incomplete
@@ -53,6 +62,8 @@ def run(recipe: Recipe, args: DCRConfig) -> None:
         if plans[-1].trains_encoder and args.process_index == 0:
             with loaded_complete(args):
                 _export(recipe, args, facts, plans[-1].folder)
+            if args.push_to_hub:
+                _upload(recipe, args)
 
 
 def check(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> tuple[Inputs, TrainingEvaluation | None]:
@@ -73,6 +84,9 @@ def check(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> tuple[Inpu
         for plan in plans:
             if not plan.finished:
                 check_resume_of(plan.name, plan.folder, plan.facts | inputs.facts, recipe.resume_anyway)
+    if args.push_to_hub and plans[-1].trains_encoder:
+        folders, create = export_folders(recipe.encoder, args.folder), not recipe.dry_run
+        from_one_process(lambda: check_upload(_upload_of(args), folders, create))
     return inputs, _evaluation(recipe, args)
 
 
@@ -98,6 +112,8 @@ def _check_amount(recipe: Recipe, args: DCRConfig, source: Source) -> None:
 
 def _check_not_finished(recipe: Recipe, args: DCRConfig, plans: list[StagePlan]) -> None:
     last = plans[-1]
+    if last.trains_encoder and args.push_to_hub and last.finished:
+        return
     if last.trains_encoder:
         existing = [folder for folder in export_folders(recipe.encoder, args.folder) if folder.exists()]
     else:
@@ -105,7 +121,7 @@ def _check_not_finished(recipe: Recipe, args: DCRConfig, plans: list[StagePlan])
     if existing:
         raise AlreadyExistsError(
             f"{existing[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
-            "delete it and start over."
+            f"delete it and start over. To upload it: {upload_command(args.folder, _upload_of(args))}"
         )
 
 
@@ -186,9 +202,21 @@ def _print_plans(recipe: Recipe, args: DCRConfig, plans: list[StagePlan], source
 
 
 def _export(recipe: Recipe, args: DCRConfig, facts: RunFacts, trained: Path) -> None:
+    if all(folder.exists() for folder in export_folders(recipe.encoder, args.folder)):  # only the upload was missing
+        return
     say(args, "exporting the enhanced encoder")
     folders = export_encoder(recipe.encoder, trained, args.folder, facts.with_log_of(trained))
     print("\n".join(f"enhanced encoder: {folder}" for folder in folders))
-    if args.push_to_hub:
-        for repository in push_to_hub(folders, args.hub_model_id, args.hub_private_repo, args.hub_token):
-            print(f"uploaded: {repository}")
+
+
+def _upload_of(args: DCRConfig) -> Upload:
+    return Upload(args.hub_model_id, args.hub_private_repo, args.hub_token)
+
+
+def _upload(recipe: Recipe, args: DCRConfig) -> None:
+    upload = _upload_of(args)
+    say(args, "uploading")
+    for repository in push_to_hub(
+        export_folders(recipe.encoder, args.folder), upload, upload_command(args.folder, upload)
+    ):
+        print(f"uploaded: {repository}")

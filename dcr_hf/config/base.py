@@ -107,6 +107,10 @@ class TrainingOptions(TrainingArguments):
             raise UserError("--logging_nan_inf_filter must stay false: a loss that is not finite stops the run.")
         if not 0 <= self.max_bad_fraction < 1:
             raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1).")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise UserError(f"--{name} is {value}; it is a whole number from 0 to 4,294,967,295.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
             value = getattr(self, name)
             if value is not None and not value >= 0:  # also false for NaN

@@ -9,7 +9,7 @@ from datasets.distributed import split_dataset_by_node
 
 from dcr_hf.data.readers import FEATURES, PLACE, read_pieces
 from dcr_hf.errors import UserError
-from dcr_hf.hub import is_address, patiently
+from dcr_hf.hub import patiently
 
 Block = dict[str, list]
 """Columns of FEATURES."""
@@ -24,16 +24,20 @@ class FileSource:
         images: the approximate number of images, by what the data says of itself, else by the first shard; None if
             unknown.
         revision: the hub's commit, or a fingerprint of the files.
+        on_hub: they are a hub's.
     """
 
     units: tuple[str | tuple[str, ...], ...]
     images: int | None
     revision: str = ""
+    on_hub: bool = False
 
     @property
     def remote_shards(self) -> int | None:
-        """How many shards come over the network; None where reading a part of one does not cost all of it."""
-        return len(self.units) if any(is_address(unit) for unit in self.units if isinstance(unit, str)) else None
+        """How many shards come over the network; None where reading a part of one does not cost all of it.
+
+        The same whether the cache holds them or not, so that a run does not depend on that."""
+        return len(self.units) if self.on_hub else None
 
     def epoch(
         self, seed: int, epoch: int, lane: int, lanes: int, token: dict | None = None

@@ -28,7 +28,7 @@ def _remote_shards(found: Pin, shards: list[str], given: str) -> FileSource:
     """Shards that the cache holds are read there."""
     here = {name: found.folder / name for name in shards}
     units = tuple(str(here[name]) if here[name].is_file() else address(found, name) for name in shards)
-    return FileSource(units, _declared_images(found, given), found.commit)
+    return FileSource(units, _declared_images(found, given), found.commit, on_hub=True)
 
 
 def _declared_images(found: Pin, given: str) -> int | None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dcr_hf.hub import prefer, set_patience
+
 
 def named_paths(parser: argparse.ArgumentParser, option: str, values: list[str]) -> dict[str, str]:
     """NAME=FOLDER_OR_ID ... -> path or id by name; the name defaults to the path's last part."""
@@ -17,6 +19,24 @@ def named_paths(parser: argparse.ArgumentParser, option: str, values: list[str])
             parser.error(f"{option}: the name {name!r} is given twice; write NAME=FOLDER_OR_ID")
         named[name] = path
     return named
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a command line that asks the hub for data sets."""
+    parser.add_argument(
+        "--data_revisions",
+        nargs="+",
+        default=[],
+        metavar="OWNER/NAME@REVISION",
+        help="branches, tags or commits of the hub's data sets, instead of main",
+    )
+    parser.add_argument("--hub_patience", type=float, default=300.0, help="seconds to ask a hub that does not answer")
+
+
+def use_hub_options(options: argparse.Namespace) -> None:
+    """Raises UserError for values that `add_hub_options` cannot mean."""
+    set_patience(options.hub_patience)
+    prefer(options.data_revisions, "--data_revisions")
 
 
 def positive(text: str) -> int:

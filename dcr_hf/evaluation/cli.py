@@ -10,14 +10,14 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
 from dcr_hf.errors import exit_on_user_error
-from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
+from dcr_hf.evaluation.arguments import add_hub_options, named_paths, not_negative, positive, use_hub_options
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
-from dcr_hf.evaluation.scoring.results import Results
+from dcr_hf.evaluation.scoring.results import Results, writes_to
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")
 
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Under torchrun on CPUs accelerate joins the processes only with cpu=True.
     PartialState(cpu=not torch.accelerator.is_available())
     with exit_on_user_error():
+        use_hub_options(options)
         results = _compare(parser, options) if options.compare else _evaluate(parser, options)
     if results is not None:
         print(markdown(make_tables(results)))
@@ -45,6 +46,8 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each once, none negative")
     encoders = named_paths(parser, "--encoders", options.encoders)
+    with writes_to(options.output_dir):
+        options.output_dir.mkdir(parents=True, exist_ok=True)  # fail now, not after hours
     # By default cuDNN computes float32 convolutions in TF32: errors of about 1e-3, enough to change pairs.
     torch.backends.cudnn.allow_tf32 = False
     return execute(
@@ -67,7 +70,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Re
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Measure CLIP-family encoders.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Measure CLIP-family encoders.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--encoders",
@@ -100,4 +105,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes per device"
     )
+    add_hub_options(parser)
     return parser

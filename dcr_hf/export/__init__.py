@@ -5,6 +5,16 @@ Whatever writes or describes an exported folder enters here; training does not.
 
 from dcr_hf.export.merge import ExportError, export_encoder, export_folders, export_run
 from dcr_hf.export.run_facts import RunFacts
-from dcr_hf.export.upload import push_to_hub
+from dcr_hf.export.upload import Upload, check_upload, push_to_hub, upload_command
 
-__all__ = ["ExportError", "RunFacts", "export_encoder", "export_folders", "export_run", "push_to_hub"]
+__all__ = [
+    "ExportError",
+    "RunFacts",
+    "Upload",
+    "check_upload",
+    "export_encoder",
+    "export_folders",
+    "export_run",
+    "push_to_hub",
+    "upload_command",
+]

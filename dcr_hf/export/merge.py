@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from dcr_hf.errors import AlreadyExistsError, NotFoundError, UserError
 from dcr_hf.export.card import write_card
 from dcr_hf.export.run_facts import RunFacts
-from dcr_hf.hub import local_folder
+from dcr_hf.hub import hub_id, local_folder, pin
 from dcr_hf.models.families import Family, read_encoder_config
 from dcr_hf.models.loading import load_dual_encoder, quietly
 from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS, has_encoder
@@ -43,6 +43,8 @@ class ExportError(UserError, RuntimeError):
 def export_folders(encoder: str, output_dir: str | Path) -> tuple[Path, Path]:
     """OUT/SLUG-dcr and OUT/SLUG-dcr-vision. SLUG keeps "clip" or "siglip" in the name: LLaVA's forks look for it."""
     slug = Path(encoder.rstrip("/")).name
+    if (named := hub_id(encoder)) is not None:
+        slug = Path(named[0]).name
     return Path(output_dir) / f"{slug}-dcr", Path(output_dir) / f"{slug}-dcr-vision"
 
 
@@ -171,4 +173,6 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
             f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {stage} has not finished there. "
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )
+    if hub_id(facts.encoder):
+        pin("encoder", facts.encoder, commit=facts.revisions.get("encoder"))
     return export_encoder(facts.encoder, trained, output_dir, facts.with_log_of(trained), overwrite)

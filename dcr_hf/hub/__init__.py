@@ -6,8 +6,8 @@ data sets are does not. Models are always loaded from a folder, so that no libra
 
 from dcr_hf.hub.files import SIDE_FILES, check_weights, fetch, file_names, local_folder, model_folder
 from dcr_hf.hub.fingerprint import fingerprint_of_files, fingerprint_of_model
-from dcr_hf.hub.patience import PATIENCE_VARIABLE, patiently, set_patience
-from dcr_hf.hub.pins import Pin, adopt, declare, find_pin, forget_pins, hub_id, pin
+from dcr_hf.hub.patience import PATIENCE_VARIABLE, passes, patiently, set_patience
+from dcr_hf.hub.pins import Pin, adopt, declare, find_pin, forget_pins, hub_id, pin, prefer, preferred
 from dcr_hf.hub.remote import RemoteFile, address, is_address, open_file
 from dcr_hf.hub.together import from_one_process
 from dcr_hf.hub.weights import Weights, choose_weights
@@ -35,7 +35,10 @@ __all__ = [
     "local_folder",
     "model_folder",
     "open_file",
+    "passes",
     "patiently",
     "pin",
+    "prefer",
+    "preferred",
     "set_patience",
 ]

@@ -11,8 +11,9 @@ from huggingface_hub.utils import WeakFileLock
 from tqdm.contrib.concurrent import thread_map
 
 from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.hub.answers import explained
 from dcr_hf.hub.patience import passes, patiently
-from dcr_hf.hub.pins import Kind, Pin, explained, pin
+from dcr_hf.hub.pins import Kind, Pin, pin
 from dcr_hf.hub.weights import Weights, choose_weights
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")

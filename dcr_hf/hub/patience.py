@@ -50,13 +50,13 @@ def hub_was_reached() -> bool:
     return _reached
 
 
-def patiently(what: str, call: Callable[[], Result], limit: float | None = None) -> Result:
+def patiently(what: str, call: Callable[[], Result], limit_of: Callable[[Exception], float] | None = None) -> Result:
     """`call()`, again and again while its failure is one that passes, with growing waits.
 
     Args:
         what: what is asked for, for the log and the error: "--encoder 'owner/name'".
         call: the request. It may resume what an earlier try began.
-        limit: seconds, instead of `patience`.
+        limit_of: seconds for which a failure is tried again, instead of `patience`.
 
     Raises:
         UnavailableError: it still failed after that time.
@@ -64,13 +64,13 @@ def patiently(what: str, call: Callable[[], Result], limit: float | None = None)
     """
     global _reached
     wait, begin = FIRST_WAIT, time.monotonic()
-    limit = patience() if limit is None else limit
     while True:
         try:
             result = call()
         except Exception as error:
             if not passes(error):
                 raise
+            limit = patience() if limit_of is None else limit_of(error)
             left = limit - (time.monotonic() - begin)
             if left <= 0:
                 raise UnavailableError(

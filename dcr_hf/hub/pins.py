@@ -10,18 +10,15 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
 
 from dcr_hf.errors import NotFoundError, UnavailableError, UserError
 from dcr_hf.hub import patience
+from dcr_hf.hub.answers import explained
 
 logger = logging.getLogger(__name__)
 Kind = Literal["model", "dataset"]
@@ -56,6 +53,7 @@ class Pin:
 
 _PINS: dict[tuple[Kind, str], Pin] = {}
 _DECLARED: set[str] = set()
+_PREFERRED: dict[str, str] = {}
 
 
 def hub_id(given: str) -> tuple[str, str] | None:
@@ -69,6 +67,23 @@ def hub_id(given: str) -> tuple[str, str] | None:
 def declare(ids: Iterable[str]) -> None:
     """Say that these are ids of the hub and no mistyped paths: recipes' own defaults, known benchmarks."""
     _DECLARED.update(ids)
+
+
+def prefer(ids: Iterable[str], option: str) -> None:
+    """Where one of these repositories is asked for without a revision, the one given here is meant.
+
+    Raises:
+        UserError: one is not of the form owner/name@revision.
+    """
+    for given in ids:
+        if hub_id(given) is None or "@" not in given:
+            raise UserError(f"{option} {given}: expected owner/name@revision.")
+        _PREFERRED[given.partition("@")[0]] = given
+
+
+def preferred(repository: str) -> str:
+    """The repository with the revision that `prefer` named, if it did."""
+    return _PREFERRED.get(repository, repository)
 
 
 def pin(what: str, given: str, kind: Kind = "model", commit: str | None = None) -> Pin:
@@ -124,7 +139,7 @@ def _ask(what: str, given: str, repository: str, revision: str, kind: Kind, comm
     who = f"{what} {given!r}"
     try:
         with explained(who, given):
-            found = _patiently(who, info(commit or revision), given)
+            found = patience.patiently(who, info(commit or revision), _limit_of(given, repository, kind))
             now = found.sha
             if commit and commit != revision:
                 with contextlib.suppress(RevisionNotFoundError):  # a branch that was deleted since
@@ -144,51 +159,18 @@ def _ask(what: str, given: str, repository: str, revision: str, kind: Kind, comm
     return Pin(repository, kind, revision, found.sha, files, moved_to)
 
 
-def _patiently(who: str, call: Callable, given: str):
+def _limit_of(given: str, repository: str, kind: Kind) -> Callable[[Exception], float]:
     """Patient; but not for minutes where nothing answers and the id may be a mistyped path, or is in the cache."""
-    named = hub_id(given)
-    in_cache = named is not None and any(_cache_of(named[0], kind).is_dir() for kind in ("model", "dataset"))
-    try:
-        return call()
-    except Exception as error:
-        if patience.no_connection(error) and not isinstance(error, OfflineModeIsEnabled):
-            if in_cache or not _surely_an_id(given):
-                return patience.patiently(who, call, WITHOUT_CONNECTION)
-        elif not patience.passes(error):
-            raise
-    return patience.patiently(who, call)
+
+    def limit(error: Exception) -> float:
+        known = _surely_an_id(given) and not _cache_of(repository, kind).is_dir()
+        return patience.patience() if known or not patience.no_connection(error) else WITHOUT_CONNECTION
+
+    return limit
 
 
 def _surely_an_id(given: str) -> bool:
     return given in _DECLARED or "@" in given or patience.hub_was_reached()
-
-
-@contextlib.contextmanager
-def explained(who: str, given: str):
-    """What the hub says to a stranger, as what it means.
-
-    Args:
-        who: the option and its value, for the messages.
-    """
-    repository = given.partition("@")[0]
-    try:
-        yield
-    except GatedRepoError as error:
-        raise UserError(
-            f"{who}: access to {repository} is restricted. Accept its conditions on its page of the hub, then log in: "
-            "hf auth login (or set HF_TOKEN)."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise NotFoundError(
-            f"{who} is neither a folder here nor a repository on the hub that you can see. Correct it; for a private "
-            "repository log in first: hf auth login (or set HF_TOKEN)."
-        ) from error
-    except RevisionNotFoundError:
-        raise
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        if patience.passes(error):
-            raise
-        raise UserError(f"{who} on the hub: {error}") from error
 
 
 def _no_such_revision(who: str, repository: str, revision: str, commit: str | None) -> UserError:

@@ -10,8 +10,9 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.hub.answers import explained
 from dcr_hf.hub.patience import TIMEOUT, patiently
-from dcr_hf.hub.pins import Pin, explained
+from dcr_hf.hub.pins import Pin
 
 _CHUNK = 2**18
 PREFIX = "hub://"
@@ -115,7 +116,7 @@ class RemoteFile(io.RawIOBase):
         length = int(response.headers.get("Content-Length") or 0)
         if length:
             self._size = self._at + length
-        self._chunks = response.iter_bytes(_CHUNK)
+        self._chunks = response.iter_bytes()  # as they come: what a break would lose is asked for again
 
     def _disconnect(self) -> None:
         if self._response is not None:

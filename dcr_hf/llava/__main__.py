@@ -1,6 +1,6 @@
 """The enhanced tower and LLaVA.
 
-python -m dcr_hf.llava check DIR
+python -m dcr_hf.llava check DIR_OR_ID
 python -m dcr_hf.llava swap --llava ID_OR_DIR --encoder DIR --output DIR
 """
 
@@ -15,7 +15,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dcr_hf.llava", description="The enhanced tower and LLaVA.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,swap}")
     checking = commands.add_parser("check", help="check whether LLaVA's own code can use a folder as its vision tower")
-    checking.add_argument("folder", metavar="DIR", help="CLIP or SigLIP folder, dual encoder or vision tower")
+    checking.add_argument(
+        "folder", metavar="DIR_OR_ID", help="CLIP or SigLIP, dual encoder or vision tower: folder or hub id"
+    )
     swapping = commands.add_parser("swap", help="write a LLaVA of transformers with another vision tower")
     swapping.add_argument(
         "--llava", required=True, metavar="ID_OR_DIR", help="LlavaForConditionalGeneration to copy: hub id or folder"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.hub import hub_id, local_folder, model_folder
 from dcr_hf.llava.weights import opened, weight_files
 from dcr_hf.models.reading import read_config, read_json
 
@@ -36,13 +37,16 @@ def check_tower(path: str) -> list[Finding]:
     Raises:
         NotFoundError: no folder, or one without a configuration.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise NotFoundError(f"{path!r} is no folder. Give one that a run exported, OUT/NAME-dcr-vision.")
+    try:
+        folder = local_folder(path, what="encoder")
+    except NotFoundError as error:
+        raise NotFoundError(f"{error} A run exports such a folder, OUT/NAME-dcr-vision.") from error
     config = read_config(repr(path), folder)
     if config.model_type not in ("clip", "clip_vision_model"):
         return [Finding(False, "configuration", _not_clip(config))]
     vision = config.vision_config if config.model_type == "clip" else config
+    if hub_id(path):
+        folder, _ = model_folder(path, what="encoder")
     geometry = f"CLIP, {vision.num_hidden_layers} layers of width {vision.hidden_size}, {vision.image_size} pixels"
     tokens = f"{(vision.image_size // vision.patch_size) ** 2} image tokens"
     return [
@@ -135,6 +139,10 @@ def _layers(count: int) -> Finding:
 
 def check_name(path: str) -> list[Finding]:
     """What each release makes of a CLIP tower by the way its path is written."""
+    if hub_id(path):
+        named = path.startswith(("openai", "laion"))
+        what = f"takes --vision_tower {path}" if named else "takes a folder, or an id that begins with openai or laion"
+        return [Finding(named, "LLaVA's names", what)]
     folder = Path(path).expanduser()
     named = path.startswith(("openai", "laion"))
     link = f"ln -s {folder.resolve().parent} openai"

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
-from dcr_hf.models.reading import TORCH_FILE_ERRORS, read_json
+from dcr_hf.models.headers import read_pickled
+from dcr_hf.models.reading import read_json
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -68,8 +68,7 @@ def opened(file: Path) -> Iterator[dict[str, Read]]:
         with opened_file as weights:
             yield {name: partial(weights.get_tensor, name) for name in weights.keys()}
     else:
-        with as_user_error(f"{file} is no file of tensors", *TORCH_FILE_ERRORS):
-            tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        tensors = read_pickled("weights", file)
         yield {name: partial(tensors.__getitem__, name) for name in tensors}
 
 

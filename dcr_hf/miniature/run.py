@@ -28,6 +28,7 @@ from dcr_hf.run import run
 from dcr_hf.training.fit import barrier
 from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.progress import say
+from dcr_hf.training.requirements import check_output_folder
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
@@ -44,9 +45,10 @@ def main(recipe: Recipe, **training: Any) -> None:
         quiet_libraries()
         drawn = Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
+        check_output_folder(args.folder)
         size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
-        if first and Path(recipe.train_data) == drawn:
+        if first and Path(recipe.train_data) == drawn and not drawn.is_dir():
             say(args, f"drawing {TRAINING_IMAGES:,} scenes into {drawn}")
             write_training_shards(drawn, "train", TRAINING_IMAGES, size, TRAINING_SEED)
         barrier(args)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
 from dcr_hf.errors import exit_on_user_error
-from dcr_hf.evaluation.arguments import named_paths, not_negative, positive
+from dcr_hf.evaluation.arguments import add_hub_options, named_paths, not_negative, positive, use_hub_options
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.scoring.results import writes_to
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = automatic if options.dtype == "auto" else options.dtype
     asking = (options.batch_size, options.workers, options.max_new_tokens)
     with exit_on_user_error():
+        use_hub_options(options)
         models = [Llava(name, path, dtype, state.device, *asking) for name, path in paths.items()]
         data = read_benchmarks(options.benchmarks, options.data_root)
         with writes_to(options.output_dir):
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Measure LLaVA-1.5 models on multimodal benchmarks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--models",
@@ -75,4 +77,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes per device"
     )
+    add_hub_options(parser)
     return parser

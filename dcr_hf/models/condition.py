@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.projector import PROJECTOR_FOLDER, PROJECTOR_WEIGHTS, Projector
-from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS
+from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS, base_of
 
 
 def kept_count(patches: int, ratio: float) -> int:
@@ -133,10 +133,12 @@ class ConditionModel(nn.Module):
             trained = {name for name, parameter in self.encoder.model.named_parameters() if parameter.requires_grad}
             weights = _below("encoder.model.", state_dict)
             Path(folder).mkdir(parents=True, exist_ok=True)
+            base, revision = base_of(str(self.encoder.model.name_or_path))
+            names = {"base_model_name_or_path": base} | ({"revision": revision} if revision else {})
             save_file(
                 {name: weights[name].contiguous() for name in sorted(trained)},
                 Path(folder) / VISION_WEIGHTS,
-                metadata={"format": "pt", "base_model_name_or_path": str(self.encoder.model.name_or_path)},
+                metadata={"format": "pt", **names},
             )
 
     def load_trained(self, folder: str | Path) -> None:

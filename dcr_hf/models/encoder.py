@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dcr_hf.hub import local_folder
 from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config, read_image_processor
 from dcr_hf.models.loading import load_complete
+from dcr_hf.models.results import base_of
 
 
 class Features(NamedTuple):
@@ -133,4 +134,7 @@ class ImageEncoder(nn.Module):
             target_modules=self.family.lora_targets,
             bias="none",
         )
+        repository, revision = base_of(str(self.model.name_or_path))
+        self.model.name_or_path = repository
         self.model = get_peft_model(self.model, config)
+        self.model.peft_config["default"].revision = revision

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import parse_safetensors_file_metadata
+from huggingface_hub import HfApi
 from huggingface_hub.errors import SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -61,8 +61,13 @@ def read_pickled(who: str, file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it holds something else, or is broken.
     """
-    with as_user_error(f"{who}: {file} is no file of tensors", *TORCH_FILE_ERRORS):
+    try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except TORCH_FILE_ERRORS as error:  # torch's own message advises to load it without that protection
+        raise UserError(
+            f"{who}: {file} is no file of tensors, or is cut off or damaged ({type(error).__name__}). Files that hold "
+            "anything else are not opened, since they may hold code. Download it again, or give safetensors."
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{who}: {file} holds a {type(tensors).__name__}; the tensors of a model by name are wanted.")
     return tensors
@@ -79,7 +84,7 @@ def _remote(who: str, given: str, name: str) -> Header:
     with as_user_error(f"{who}: {name}", SafetensorsParsingError):
         read = patiently(
             f"{who}: {name}",
-            lambda: parse_safetensors_file_metadata(found.repository, name, revision=found.commit),
+            lambda: HfApi().parse_safetensors_file_metadata(found.repository, name, revision=found.commit),
         )
     first = read.tensors[min(read.tensors)].dtype
     return Header(frozenset(read.tensors), _TYPES.get(first, torch.float32))

@@ -28,6 +28,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self):
         self.stopped = False
         self._received: int | None = None
+        self._owner = os.getpid()
         self._group = None
         self._exchange: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
@@ -76,6 +77,8 @@ class StopOnSignal(TrainerCallback):
             os.kill(os.getpid(), number)
             return
         self._received = number
+        if os.getpid() != self._owner:  # a loader worker that was forked: the main process speaks
+            return
         name = signal.Signals(number).name
         print(f"{name}: stopping after this step, with a checkpoint; send it again to stop at once.", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from dcr_hf import export_encoder
-from dcr_hf.export import ExportError, export_folders, export_run, push_to_hub
+from dcr_hf.export import ExportError, export_folders, export_run
 from dcr_hf.export.run_facts import RunFacts
 from dcr_hf.models.encoder import ImageEncoder
 from helpers.programs import run_program, run_python
@@ -262,29 +262,6 @@ def test_exporting_later_from_the_command_line(clip_folder, tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run\.json"):
         export_run(tmp_path)
-
-
-def test_both_folders_are_uploaded(exported, monkeypatch):
-    from dcr_hf.export import upload
-
-    *_, dual, vision = exported
-    uploads = []
-
-    class Hub:
-        def __init__(self, token):
-            assert token == "secret"
-
-        def create_repo(self, name, private, exist_ok):
-            assert private and exist_ok
-            return type("Repository", (), {"repo_id": f"me/{name}"})
-
-        def upload_folder(self, folder_path, repo_id, commit_message):
-            uploads.append((folder_path, repo_id))
-
-    monkeypatch.setattr(upload, "HfApi", Hub)
-    assert push_to_hub((dual, vision), None, True, "secret") == [f"me/{dual.name}", f"me/{vision.name}"]
-    assert push_to_hub((dual, vision), "dcr-l", True, "secret") == ["me/dcr-l", "me/dcr-l-vision"]
-    assert [folder for folder, _ in uploads] == [dual, vision] * 2
 
 
 def test_a_run_of_an_older_version_still_says_which_stage_trained_the_encoder():

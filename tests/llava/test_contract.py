@@ -112,7 +112,9 @@ def test_from_the_command_line(clip, towers, llava_folder, tmp_path):
     unfit = run_program("-m", "dcr_hf.llava", "check", towers["siglip-224"])
     assert unfit.returncode == 1 and "NOT fit" in unfit.stdout
     nowhere = run_program("-m", "dcr_hf.llava", "check", tmp_path / "nowhere")
-    assert nowhere.returncode == 2 and "is no folder" in nowhere.stderr and "Traceback" not in nowhere.stderr
+    assert (
+        nowhere.returncode == 2 and "is neither a folder here" in nowhere.stderr and "Traceback" not in nowhere.stderr
+    )
     swap = ["-m", "dcr_hf.llava", "swap", "--llava", llava_folder, "--output"]
     kept = run_program(*swap, tmp_path / "kept", "--encoder", clip)
     assert kept.returncode == 0 and "576 tokens an image" in kept.stdout and "projector was kept" in kept.stdout

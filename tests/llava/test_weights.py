@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcr_hf.errors import UserError
 from dcr_hf.llava.weights import INDEX, canonical, opened, rewrite, weight_files
 from dcr_hf.models.headers import read_header
 
@@ -108,7 +109,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
             return print, ("run",)
 
     torch.save({"weight": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match="Weights only load failed"), opened(tmp_path / "pytorch_model.bin"):
+    with (
+        pytest.raises(UserError, match="not opened, since they may hold code"),
+        opened(tmp_path / "pytorch_model.bin"),
+    ):
         pass
 
 

@@ -4,10 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from dcr_hf.errors import NotFoundError
+from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.hub import declare, local_folder, preferred
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,13 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
     looked = " or ".join(str(data_root / each) for each in candidates) if data_root else "no --data_root was given"
     if hub_id is None:
         raise NotFoundError(f"data set {name!r}: no folder {looked}, and no hub data set of this name is known.")
+    given = preferred(hub_id)
+    declare([given])
     try:
-        folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise NotFoundError(
-            f"data set {name!r}: not found locally ({looked}), and the hub's {hub_id} cannot be loaded: "
-            + " ".join(str(error).split())
-        ) from error
-    return Located(folder, hub_id, folder.name)
+        folder = local_folder(given, patterns, f"data set {name!r}, the hub's", "dataset")
+    except UserError as error:
+        raise NotFoundError(f"data set {name!r}: not found locally ({looked}), and {error}") from error
+    return Located(folder, given, folder.name)
 
 
 def fingerprint(folder: Path) -> str:

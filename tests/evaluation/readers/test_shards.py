@@ -138,7 +138,7 @@ def test_folder_of_nothing(tmp_path):
 
 def test_nowhere_to_be_found_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"dtd.*wds_vtab-dtd.*the hub's clip-benchmark/wds_vtab-dtd"):
+    with pytest.raises(FileNotFoundError, match=r"dtd.*wds_vtab-dtd.*the hub's 'clip-benchmark/wds_vtab-dtd'"):
         read_labeled("dtd", "clip-benchmark/wds_vtab-dtd", tmp_path)
 
 

@@ -63,12 +63,13 @@ def test_it_is_told_apart_from_the_test_split(tmp_path):
 def test_only_the_probe_asks_the_hub_for_the_training_split(tmp_path, monkeypatch):
     asked = []
 
-    def download(hub_id, repo_type, allow_patterns):
-        asked.append(allow_patterns)
-        return str(tmp_path / "dtd")
+    def download(given, patterns, what, kind):
+        assert kind == "dataset"
+        asked.append(patterns)
+        return tmp_path / "dtd"
 
     write_both(tmp_path / "dtd")
-    monkeypatch.setattr("dcr_hf.evaluation.readers.locate.snapshot_download", download)
+    monkeypatch.setattr("dcr_hf.evaluation.readers.locate.local_folder", download)
     read_labeled("dtd", "clip-benchmark/wds_vtab-dtd", None)
     read_train_and_test("dtd", "clip-benchmark/wds_vtab-dtd", None)
     assert "train/*" not in asked[0] and set(asked[0]) | {"train/*"} == set(asked[1])
