@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import datasets
 from dcr_hf.cli import loaded_complete, parse, quiet_libraries
 from dcr_hf.errors import AlreadyExistsError, UserError, exit_on_user_error
 from dcr_hf.export.run_facts import how_it_runs
+from dcr_hf.hub import fingerprint_of_files, hub_id
 from dcr_hf.llava.assemble import Parts, assemble, read_parts
 from dcr_hf.llava.config import LlavaRecipe, LlavaTraining
 from dcr_hf.llava.examples import Examples, check_images
@@ -24,6 +25,7 @@ from dcr_hf.training.checkpoints import check_resume_of, remove_incomplete
 from dcr_hf.training.fit import barrier
 from dcr_hf.training.lock import locked
 from dcr_hf.training.requirements import check_trainer_options
+from dcr_hf.training.revisions import recorded_revisions, resolve_models
 
 
 def main(recipe: LlavaRecipe, **training: Any) -> None:
@@ -60,12 +62,14 @@ class _Folders:
 def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
     """Check, then train what `recipe.stage` names. The same call again resumes."""
     folders, plans = _Folders.of(recipe, args), plan_stages(recipe, args)
-    beginning, records = check(recipe, args, folders, plans)
+    beginning, records, revisions = check(recipe, args, folders, plans)
+    facts = {f"{name}_revision": revision for name, revision in revisions.items()}
+    plans = [replace(plan, facts=plan.facts | facts) for plan in plans]
     if recipe.dry_run:
         _print_plans(args, plans, _llava(beginning), records)
         return
     with locked(folders.output, first=args.process_index == 0):
-        _train(recipe, args, folders, plans, beginning, records)
+        _train(recipe, args, folders, plans, beginning, records, revisions)
 
 
 def _train(
@@ -75,8 +79,9 @@ def _train(
     plans: list[LlavaStagePlan],
     beginning: LlavaFolder | Parts,
     records: dict[str, datasets.Dataset],
+    revisions: dict[str, str],
 ) -> None:
-    start = _prepare_output(recipe, args, folders, plans, beginning)
+    start = _prepare_output(recipe, args, folders, plans, beginning, revisions)
     for plan in plans:
         if not plan.finished:
             train_stage(plan, start, _examples(plan, records[plan.name], start))
@@ -88,15 +93,16 @@ def _train(
 
 def check(
     recipe: LlavaRecipe, args: LlavaTraining, folders: _Folders, plans: list[LlavaStagePlan]
-) -> tuple[LlavaFolder | Parts, dict[str, datasets.Dataset]]:
+) -> tuple[LlavaFolder | Parts, dict[str, datasets.Dataset], dict[str, str]]:
     """Everything that can be wrong and is cheap to see, before anything is loaded. Returns what training begins from,
-    and each stage's records."""
+    each stage's records, and the commits and fingerprints of what goes in."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
             "LLaVA's stages run in one process, under DDP and under DeepSpeed, not under FSDP: give another "
             "--config_file, such as accelerate_configs/deepspeed_zero3.yaml."
         )
     check_trainer_options(args)
+    revisions = _revisions(recipe, folders, plans)
     beginning = _beginning(recipe, folders, plans[0])
     tokens = _llava(beginning).tower.image_tokens
     if args.model_max_length <= tokens:
@@ -107,8 +113,19 @@ def check(
             "delete it and start over."
         )
     if not recipe.overwrite_output_dir:
-        _check_resume(recipe, folders, plans)
-    return beginning, {plan.name: _records(recipe, plan) for plan in plans}
+        _check_resume(recipe, folders, plans, revisions)
+    return beginning, {plan.name: _records(recipe, plan) for plan in plans}, revisions
+
+
+def _revisions(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePlan]) -> dict[str, str]:
+    given = {name: getattr(recipe, name) for name in ("llava", "encoder", "language_model")}
+    asked = {name: path for name, path in given.items() if path and (hub_id(path) or Path(path).expanduser().is_dir())}
+    before = {} if recipe.overwrite_output_dir else recorded_revisions(asked, folders.output)
+    revisions = resolve_models(asked, before)
+    for plan in plans:
+        if plan.data and Path(plan.data).is_file():
+            revisions[f"{plan.name}_data"] = fingerprint_of_files([Path(plan.data)], "file")
+    return revisions
 
 
 def _beginning(recipe: LlavaRecipe, folders: _Folders, first: LlavaStagePlan) -> LlavaFolder | Parts:
@@ -143,7 +160,9 @@ def _records(recipe: LlavaRecipe, plan: LlavaStagePlan) -> datasets.Dataset:
     return records
 
 
-def _check_resume(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePlan]) -> None:
+def _check_resume(
+    recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePlan], revisions: dict[str, str]
+) -> None:
     """Refuse to resume what was begun with other options."""
     if folders.run_file.is_file():
         before = json.loads(folders.run_file.read_text())["options"]
@@ -155,7 +174,9 @@ def _check_resume(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStage
                 )
     for plan in plans:
         if not plan.finished:
-            check_resume_of(plan.name, plan.folder, plan.facts, recipe.resume_anyway)
+            own = [name for name in revisions if not name.endswith("_data") or name == f"{plan.name}_data"]
+            facts = plan.facts | {f"{name}_revision": revisions[name] for name in own}
+            check_resume_of(plan.name, plan.folder, facts, recipe.resume_anyway)
 
 
 def _prepare_output(
@@ -164,6 +185,7 @@ def _prepare_output(
     folders: _Folders,
     plans: list[LlavaStagePlan],
     beginning: LlavaFolder | Parts,
+    revisions: dict[str, str],
 ) -> LlavaFolder:
     """Clear away what is torn or was not wanted, say how the run is made; returns what it begins from, on disk."""
     if args.process_index == 0:
@@ -174,7 +196,7 @@ def _prepare_output(
             remove_incomplete(plan.folder)
             finish_from_last(plan)
         folders.output.mkdir(parents=True, exist_ok=True)
-        facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size)
+        facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size) | {"revisions": revisions}
         folders.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
         if isinstance(beginning, Parts) and not folders.start.exists():
             with loaded_complete(args):

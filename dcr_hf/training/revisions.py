@@ -33,24 +33,15 @@ class Inputs:
 def resolve_inputs(recipe: Recipe, folder: Path) -> Inputs:
     """Resolve ids to commits and folders to fingerprints. One process of the run asks the hub. To be called by all.
 
-    A run that resumes in `folder` goes on with the commits that it recorded there.
+    A run that resumes in `folder` continues with the commits that it recorded there.
 
     Raises:
         NotFoundError, UserError: a model or data set that is not there; a recorded commit that is no longer there.
         UnavailableError: the hub does not answer.
     """
-    before = {} if recipe.overwrite_output_dir else recorded_revisions(recipe, folder)
-    asked = {name: getattr(recipe, name) for name in _MODELS}
-    on_hub = {name: given for name, given in asked.items() if hub_id(given)}
-    pins = from_one_process(
-        lambda: [(given, pin(f"--{name}", given, commit=before.get(name))) for name, given in on_hub.items()]
-    )
-    adopt(pins)
-    commits = {given: found.commit for given, found in pins}
-    revisions = {
-        name: commits[given] if name in on_hub else fingerprint_of_model(Path(given).expanduser())
-        for name, given in asked.items()
-    }
+    asked = {name: getattr(recipe, name) for name in (*_MODELS, "train_data")}
+    before = {} if recipe.overwrite_output_dir else recorded_revisions(asked, folder)
+    revisions = resolve_models({name: asked[name] for name in _MODELS}, before)
     if hub_id(recipe.train_data):
         source = from_one_process(lambda: find_source(recipe.train_data, before.get("train_data")))
     else:
@@ -61,15 +52,34 @@ def resolve_inputs(recipe: Recipe, folder: Path) -> Inputs:
     return Inputs(source, revisions)
 
 
-def recorded_revisions(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Commits of those of the recipe's ids that an earlier start in `folder` had too."""
+def resolve_models(asked: dict[str, str], before: dict[str, str]) -> dict[str, str]:
+    """The commit or fingerprint of each model. To be called by all processes. Raises as `resolve_inputs`.
+
+    Args:
+        asked: folders and ids by the name of their option.
+        before: commits of an earlier start of the same run, by the same names.
+    """
+    on_hub = {name: given for name, given in asked.items() if hub_id(given)}
+    pins = from_one_process(
+        lambda: [(given, pin(f"--{name}", given, commit=before.get(name))) for name, given in on_hub.items()]
+    )
+    adopt(pins)
+    commits = {given: found.commit for given, found in pins}
+    return {
+        name: commits[given] if name in on_hub else fingerprint_of_model(Path(given).expanduser())
+        for name, given in asked.items()
+    }
+
+
+def recorded_revisions(asked: dict[str, str], folder: Path) -> dict[str, str]:
+    """Commits of those ids that an earlier start in `folder` had under the same names."""
     file = folder / "run.json"
     if not file.is_file():
         return {}
     try:
         run = json.loads(file.read_text())
         options, revisions = run["options"], run["revisions"]
-        names = [name for name in (*_MODELS, "train_data") if options[name] == getattr(recipe, name)]
-        return {name: revisions[name] for name in names if name in revisions and hub_id(options[name])}
+        names = [name for name, given in asked.items() if options[name] == given and name in revisions]
+        return {name: revisions[name] for name in names if hub_id(options[name])}
     except (ValueError, LookupError, TypeError):  # written by an older version, or by hand
         return {}
