@@ -11,6 +11,7 @@ PACKAGE = ROOT / "dcr_hf"
 # The rooms from left to right, each a set of rooms that do not know one another: a room imports from those left of it.
 ORDER = [
     {"errors"},
+    {"files"},
     {"hub", "config", "plotting", "metrics"},
     {"models"},
     {"denoiser", "data", "evaluation", "export", "convert"},

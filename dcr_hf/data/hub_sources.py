@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from pathlib import Path
 
 import datasets
@@ -19,9 +18,14 @@ def find_hub_source(train_data: str, commit: str | None) -> Source:
     found = pin("--train_data", train_data, "dataset", commit)
     shards = sorted(name for name in found.files if name.endswith(".tar"))
     if shards:
-        training = [name for name in shards if re.search(r"train", Path(name).name + Path(name).parent.name)]
-        return _remote_shards(found, training or shards, train_data)
+        return _remote_shards(found, training_shards(shards), train_data)
     return _table(found, train_data)
+
+
+def training_shards(shards: list[str]) -> list[str]:
+    """Those that their names or folders say are for training, where any does; else all."""
+    by_name = [name for name in shards if "train" in Path(name).name]
+    return by_name or [name for name in shards if "train" in Path(name).parent.name] or shards
 
 
 def _remote_shards(found: Pin, shards: list[str], given: str) -> FileSource:

@@ -8,6 +8,7 @@ from typing import Self
 import datasets
 
 from dcr_hf.errors import as_user_error
+from dcr_hf.files import is_debris
 from dcr_hf.hub import open_file
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -43,7 +44,8 @@ def read_pieces(pieces: tuple, piece: int, offset: int, count: int) -> Iterator[
         unit, part, parts = pieces[index]
         read = read_shard if isinstance(unit, str) else read_files
         for row in read(unit, part, parts, offset, count):
-            yield {"piece": index, **row} if row["error"] is None else {**row, "piece": index + 1}
+            ended = row["error"] is not None and isinstance(unit, str)  # a shard, by an error
+            yield {**row, "piece": index + ended}
         offset = count = 0
 
 
@@ -51,9 +53,17 @@ def read_files(paths: tuple[str, ...], part: int, parts: int, offset: int = 0, c
     """Rows of the files from index `offset`, those whose index is `part` modulo `parts`."""
     for number in range(offset, len(paths)):
         if number % parts == part:
-            with as_user_error("--train_data", OSError):
+            content, reason = None, None
+            try:
                 content = Path(paths[number]).read_bytes()
-            yield {"key": paths[number], "image": content, "error": None, "offset": number + 1, "count": number + 1}
+            except OSError as error:  # a link to nothing, no permission: like any other image that cannot be used
+                reason = f"cannot be opened ({error.strerror})"
+            yield {"key": paths[number], "image": content, "error": reason, "offset": number + 1, "count": number + 1}
+
+
+def is_image_member(member: tarfile.TarInfo) -> bool:
+    """True for an image of an archive that is data."""
+    return member.isfile() and Path(member.name).suffix.lower() in IMAGE_EXTENSIONS and not is_debris(member.name)
 
 
 class _CompleteTarInfo(tarfile.TarInfo):
@@ -75,9 +85,9 @@ def read_shard(url: str, part: int, parts: int, offset: int = 0, count: int = 0)
         with open_file(url, offset) as file, as_user_error(f"shard {url}", OSError):
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_CompleteTarInfo) as tar:
                 for member in tar:
-                    name = Path(member.name)
-                    if not member.isfile() or name.suffix.lower() not in IMAGE_EXTENSIONS:
+                    if not is_image_member(member):
                         continue
+                    name = Path(member.name)
                     count += 1
                     if (count - 1) % parts == part:
                         end = offset + member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

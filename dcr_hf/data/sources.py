@@ -3,16 +3,20 @@
 import contextlib
 import itertools
 import json
+import logging
 import re
 import tarfile
 from glob import glob
 from pathlib import Path
 
 from dcr_hf.data.dealing import FileSource, Source
-from dcr_hf.data.hub_sources import find_hub_source
-from dcr_hf.data.readers import IMAGE_EXTENSIONS
+from dcr_hf.data.hub_sources import find_hub_source, training_shards
+from dcr_hf.data.readers import IMAGE_EXTENSIONS, is_image_member
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.files import files_below, is_debris
 from dcr_hf.hub import fingerprint_of_files, hub_id
+
+logger = logging.getLogger(__name__)
 
 
 def find_source(train_data: str, commit: str | None = None) -> Source:
@@ -28,7 +32,7 @@ def find_source(train_data: str, commit: str | None = None) -> Source:
     """
     folder = Path(train_data).expanduser()
     if folder.is_dir():
-        shards = sorted(str(path) for path in folder.glob("*.tar"))
+        shards = training_shards([str(path) for path in sorted(folder.glob("*.tar")) if not is_debris(path.name)])
         return _shard_source(shards) if shards else _image_folder_source(folder)
     patterns = expand_braces(str(folder))
     if len(patterns) > 1 or any(character in train_data for character in "*?["):
@@ -72,6 +76,9 @@ def _match(patterns: list[str], train_data: str) -> list[str]:
 
 def _shard_source(shards: list[str]) -> FileSource:
     for shard in shards:
+        if Path(shard).is_file() and not Path(shard).stat().st_size:
+            logger.warning(f"--train_data: shard {shard} is empty.")
+            continue
         try:
             with as_user_error(f"shard {shard}", OSError), tarfile.open(shard, "r|") as tar:
                 tar.next()
@@ -79,20 +86,31 @@ def _shard_source(shards: list[str]) -> FileSource:
             raise UserError(
                 f"shard {shard} is not an (uncompressed) tar file ({error}). Remove it or download it again."
             ) from error
-    in_first = _count_images(shards[0])
+    in_first = next((count for count in map(_count_images, shards) if count), 0)
     if not in_first:
-        raise UserError(f"shard {shards[0]} holds no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
-    statistics = [Path(shard.removesuffix(".tar") + "_stats.json") for shard in shards]
-    if all(path.is_file() for path in statistics):  # img2dataset's own counts
-        images = sum(map(_counted_images, statistics))
-    else:
-        images = in_first * len(shards)
+        which = (
+            f"shard {shards[0]} holds" if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more shards hold"
+        )
+        raise UserError(f"{which} no image: no member ends in one of {', '.join(IMAGE_EXTENSIONS)}.")
+    images = _counted_images(shards) or in_first * len(shards)
     return FileSource(tuple(shards), images, fingerprint_of_files(map(Path, shards), "shards"))
 
 
-def _counted_images(statistics: Path) -> int:
-    with as_user_error(f"--train_data: {statistics}", OSError, ValueError, LookupError, TypeError):
-        return int(json.loads(statistics.read_text())["successes"])
+def _counted_images(shards: list[str]) -> int | None:
+    """By img2dataset's own counts beside the shards; None where one is missing or broken: they are hints."""
+    total = 0
+    for shard in shards:
+        file = Path(shard.removesuffix(".tar") + "_stats.json")
+        if not file.is_file():
+            return None
+        try:
+            total += int(json.loads(file.read_text(encoding="utf-8-sig"))["successes"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            logger.warning(
+                f"--train_data: {file} is broken ({error}) and not used: the number of images is estimated."
+            )
+            return None
+    return total
 
 
 def _count_images(shard: str) -> int:
@@ -100,12 +118,12 @@ def _count_images(shard: str) -> int:
     count = 0
     with contextlib.suppress(tarfile.TarError), tarfile.open(shard, "r:") as tar:
         for member in tar:
-            count += member.isfile() and Path(member.name).suffix.lower() in IMAGE_EXTENSIONS
+            count += is_image_member(member)
     return count
 
 
 def _image_folder_source(folder: Path) -> FileSource:
-    files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS)
+    files = [str(path) for path in files_below(folder, IMAGE_EXTENSIONS)]
     if not files:
         raise NotFoundError(
             f"--train_data {str(folder)!r} holds neither shards (*.tar) nor images ({', '.join(IMAGE_EXTENSIONS)})."

@@ -19,6 +19,7 @@ from dcr_hf.data.images import BadImageError, decode_image, random_resized_crop
 from dcr_hf.errors import UserError, as_user_error
 
 LANES = 64
+EPOCHS_FOR_A_BATCH = 10  # and four a lane: each deals other images to it
 BATCHES_A_LANE = 8  # Target batches per lane, so that few images are dropped.
 
 
@@ -101,13 +102,14 @@ class TrainingImages(IterableDataset):
     """Endless stream of one rank's images, in full batches of different images.
 
     Every epoch is dealt into lanes; a reader (one worker of one rank) takes full batches from its lanes in turn. A
-    lane shuffles its images in blocks and drops the last, partial batch of its share. Crops depend on seed, epoch and
+    lane shuffles its images in blocks and drops the last, partial batch of its share; a share that has given none is
+    completed from the next epoch's. Crops depend on seed, epoch and
     key alone, so that the stream is the same in every run, and exact on resume.
 
     Args:
         source: see `sources.find_source`.
         image_size: side of the square crops, in pixels.
-        batch_size: B; a lane's share of an epoch yields a multiple of it.
+        batch_size: B, different images each.
         seed: of order and crops.
         rank, world_size: this rank and the number of ranks.
         num_workers: worker processes of this rank's DataLoader.
@@ -120,7 +122,7 @@ class TrainingImages(IterableDataset):
         "position": (lane, position) after the batch, on its last item only}.
 
     Raises:
-        UserError: while iterating, when too many images are bad, or a lane's share does not fill one batch.
+        UserError: while iterating, when too many images are bad, or all the data does not fill one batch.
     """
 
     def __init__(
@@ -164,17 +166,25 @@ class TrainingImages(IterableDataset):
         """A lane's batches, each with the images skipped since the last and the position after it."""
         start = self.state.positions.get(lane, {"epoch": 0, "token": None, "number": 0, "used": 0})
         skipped: list[tuple[str, str]] = []
+        batch: list[dict] = []
+        epochs_without = 0
         for epoch in itertools.count(start["epoch"]):
-            batch, is_enough = [], start["number"] + start["used"] > 0
+            # A share too small for a batch is completed from the lane's share of the next epoch, by other images.
+            held, is_enough = {item["key"] for item in batch}, start["number"] + start["used"] > 0
             for item, position in self._images(lane, epoch, start, window, skipped):
+                if item["key"] in held:
+                    continue
                 batch.append(item)
                 if len(batch) == self.batch_size:
                     batch[0]["skipped"], skipped[:] = list(skipped), []
                     batch[-1]["position"] = (lane, position)
                     yield batch
-                    batch, is_enough = [], True
-            if not is_enough:
-                self._refuse_small_share(lane, len(batch), skipped)
+                    batch, held, is_enough = [], set(), True
+            epochs_without = 0 if is_enough else epochs_without + 1
+            if is_enough:
+                batch = []
+            if epochs_without > EPOCHS_FOR_A_BATCH + 4 * self.state.lanes:
+                self._refuse_small_data(len(batch), epochs_without, skipped)
             start = {"epoch": epoch + 1, "token": None, "number": 0, "used": 0}
 
     def _images(
@@ -207,13 +217,13 @@ class TrainingImages(IterableDataset):
         image = decode_image(row["image"], enough=2 * self.image_size)
         return _to_tensor(random_resized_crop(image, self.image_size, rng))
 
-    def _refuse_small_share(self, lane: int, usable: int, skipped: list) -> None:
+    def _refuse_small_data(self, usable: int, epochs: int, skipped: list) -> None:
+        skipped = list(dict.fromkeys(skipped))  # each epoch met them again
         left_out = f" ({len(skipped)} were skipped: {describe_skipped(skipped)})" if skipped else ""
         raise UserError(
-            f"a reader's share of --train_data (lane {lane} of {self.state.lanes}) has {usable} usable images an "
-            f"epoch{left_out}, which do not fill one batch of {self.batch_size}. There are {self.state.readers} "
-            "readers (ranks times workers): give more data, or lower --dataloader_num_workers, the number of "
-            "processes or --per_device_train_batch_size."
+            f"--train_data has too few usable images: a reader found {usable} different ones in {epochs} "
+            f"epochs{left_out}, and a batch is {self.batch_size}. Give more data, or lower "
+            "--per_device_train_batch_size."
         )
 
 

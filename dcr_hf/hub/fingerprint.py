@@ -30,7 +30,7 @@ def fingerprint_of_files(files: Iterable[Path], what: str, root: Path | None = N
     digest, total, sizes = hashlib.sha256(), 0, len(files) <= _MANY
     for path in files:
         name = path.relative_to(root) if root else path.name
-        size = path.stat().st_size if sizes else 0
+        size = path.stat().st_size if sizes and path.exists() else 0
         digest.update(f"{name}\0{size}\n".encode())
         if path.suffix in _READ and size < _SMALL:
             digest.update(path.read_bytes())
