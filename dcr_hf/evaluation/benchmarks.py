@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dcr_hf.errors import UserError
 from dcr_hf.evaluation.readers.image_sets import ImageSet
@@ -22,7 +23,7 @@ from dcr_hf.evaluation.tasks.clustering import predict_clusters
 from dcr_hf.evaluation.tasks.linear_probe import predict_probe
 from dcr_hf.evaluation.tasks.mmvp import predict_pairs
 from dcr_hf.evaluation.tasks.retrieval import predict_retrieval
-from dcr_hf.evaluation.tasks.zeroshot import predict_classes
+from dcr_hf.evaluation.tasks.zeroshot import check_prompts, predict_classes
 
 # The paper's six sets; CIFAR-100 is CLIP_benchmark's.
 CLUSTERED = {
@@ -37,6 +38,10 @@ CLASSIFIED = {**CLUSTERED, "cifar100": "clip-benchmark/wds_vtab-cifar100"}
 CAPTIONED = {"flickr30k": "clip-benchmark/wds_flickr30k", "mscoco_captions": "clip-benchmark/wds_mscoco_captions"}
 
 
+def _anything(data: ImageSet) -> None:
+    """Any set will do."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """How one benchmark is run on one set.
@@ -46,6 +51,7 @@ class Benchmark:
         read: (name, hub id or None, data root or None) -> the set.
         predict: (embeddings, set, feature kind, seeds) -> one JSON-able row per item.
         score: (set name, rows) -> scores.
+        check: raises a UserError for a set that this benchmark cannot use.
         needs_text: True if the encoder must have a text tower.
     """
 
@@ -54,12 +60,13 @@ class Benchmark:
     predict: Callable[..., list[dict]]
     score: Callable[[str, list[dict]], Scored]
     needs_text: bool = True
+    check: Callable[[Any], None] = _anything
 
 
 BENCHMARKS = {
     "mmvp_vlm": Benchmark({MMVP_SET: "MMVP/MMVP_VLM"}, read_mmvp, predict_pairs, score_pairs),
     "clustering": Benchmark(CLUSTERED, read_labeled, predict_clusters, score_clusters, needs_text=False),
-    "zeroshot": Benchmark(CLASSIFIED, read_labeled, predict_classes, score_classes),
+    "zeroshot": Benchmark(CLASSIFIED, read_labeled, predict_classes, score_classes, check=check_prompts),
     "linear_probe": Benchmark(CLASSIFIED, read_train_and_test, predict_probe, score_probe, needs_text=False),
     "retrieval": Benchmark(CAPTIONED, read_captioned, predict_retrieval, score_retrieval),
 }
@@ -97,4 +104,6 @@ def read_sets(chosen: list[tuple[str, str]], data_root: Path | None) -> dict[tup
         benchmark = BENCHMARKS[name]
         if (benchmark.read, each) not in read:
             read[benchmark.read, each] = benchmark.read(each, benchmark.sets.get(each), data_root)
+    for name, each in chosen:
+        BENCHMARKS[name].check(read[BENCHMARKS[name].read, each])
     return {(name, each): read[BENCHMARKS[name].read, each] for name, each in chosen}

@@ -46,7 +46,7 @@ def refusal(capsys, command: list[str]) -> str:
         ("config.json", b"{", r"encoder encoder: .* not a valid JSON file"),
         ("config.json", b"{}", r"encoder encoder: Unrecognized model"),
         ("config.json", b'{"model_type": "bert"}', r"encoder encoder: .* is a 'bert' model; supported are clip"),
-        ("preprocessor_config.json", b"{", r"image processor of .* not a valid JSON file"),
+        ("preprocessor_config.json", b"{", r"image processor: .* not a valid JSON file"),
         ("model.safetensors", None, r"encoder .* has no weights"),
     ],
 )

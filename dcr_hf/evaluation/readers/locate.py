@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.files import files_below
 from dcr_hf.hub import declare, local_folder, preferred
 
 
@@ -43,9 +44,9 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of every file's relative path, size and modification time: cheap, and it changes with any file."""
+    """A hash, through links, of every file's relative path, size and modification time: cheap, and it changes with any file."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         if path.is_file():
             status = path.stat()
             digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -1,5 +1,6 @@
 """CLIP_benchmark's layouts: webdataset shards with labels or captions, or a plain folder of class folders."""
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from accelerate import PartialState
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.evaluation.readers.class_folders import class_folders, find_split, match_names, scored_folder
 from dcr_hf.evaluation.readers.image_sets import (
     IMAGE_SUFFIXES,
     CaptionedImages,
@@ -16,6 +18,7 @@ from dcr_hf.evaluation.readers.image_sets import (
     ShardImages,
 )
 from dcr_hf.evaluation.readers.locate import Located, locate
+from dcr_hf.files import files_below
 
 HUB_PATTERNS = ["*.txt", "test/*"]
 SHARD_LAYOUT = "test/nshards.txt, test/0.tar ... test/{n-1}.tar, classnames.txt, zeroshot_classification_templates.txt"
@@ -58,7 +61,7 @@ def is_sharded(folder: Path) -> bool:
 
 def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
     _check_type(name, located.folder, "classification")
-    class_names = _lines(located.folder / "classnames.txt", name)
+    class_names = _class_names(located.folder / "classnames.txt", name)
     templates = _lines(located.folder / "zeroshot_classification_templates.txt", name)
     table, columns = _read_table(name, located.folder, split, "cls")
     labels = np.array(table["cls"], dtype=np.int64)
@@ -69,21 +72,19 @@ def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
     )
 
 
-def scored_folder(folder: Path) -> Path:
-    """The folder of the test split's class folders: test/, else val/, else the data set's own folder."""
-    return next((folder / split for split in ("test", "val") if (folder / split).is_dir()), folder)
-
-
-def class_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _class_folders(name: str, located: Located, split: str) -> LabeledImages:
-    root = located.folder / "train" if split == "train" else scored_folder(located.folder)
+    train = find_split(located.folder, "train")
+    root = train if split == "train" and train else scored_folder(located.folder)
     classes = class_folders(root)
+    listed, prompts = located.folder / "classnames.txt", located.folder / "zeroshot_classification_templates.txt"
+    class_names = [path.name.replace("_", " ") for path in classes]
+    numbers = list(range(len(classes)))
+    if listed.is_file() and classes:
+        class_names = _class_names(listed, name)
+        numbers = match_names(f"data set {name!r}: {listed}", class_names, [path.name for path in classes])
     paths, labels = [], []
-    for label, folder in enumerate(classes):
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    for label, folder in zip(numbers, classes, strict=True):
+        files = files_below(folder, IMAGE_SUFFIXES)
         if not files:
             raise UserError(f"data set {name!r}: class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
         paths += [str(path.relative_to(root)) for path in files]
@@ -93,10 +94,6 @@ def _class_folders(name: str, located: Located, split: str) -> LabeledImages:
             f"data set {name!r}: {located.folder} is neither in CLIP_benchmark's layout ({SHARD_LAYOUT}) nor a folder "
             f"of class folders with images ({root}/CLASS/IMAGE)."
         )
-    listed, prompts = located.folder / "classnames.txt", located.folder / "zeroshot_classification_templates.txt"
-    class_names = _lines(listed, name) if listed.is_file() else [path.name.replace("_", " ") for path in classes]
-    if len(class_names) != len(classes):
-        raise UserError(f"data set {name!r}: {listed} names {len(class_names)} classes, {root} has {len(classes)}.")
     templates = _lines(prompts, name) if prompts.is_file() else FOLDER_TEMPLATES
     return _checked(
         LabeledImages(
@@ -136,15 +133,27 @@ def _check_type(name: str, folder: Path, wanted: str) -> None:
         )
 
 
+def _class_names(path: Path, name: str) -> list[str]:
+    """One a line; an empty line is a class too, but for those at the end."""
+    names = [line.strip() for line in re.split(r"\r\n|\r|\n", _existing_text(path, name))]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
 def _lines(path: Path, name: str) -> list[str]:
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", _existing_text(path, name)) if line.strip()]
+
+
+def _existing_text(path: Path, name: str) -> str:
     if not path.is_file():
         raise NotFoundError(f"data set {name!r} lacks {path}. Expected in its folder: {SHARD_LAYOUT}.")
-    return [line for line in _text(path, name).splitlines() if line.strip()]
+    return _text(path, name)
 
 
 def _text(path: Path, name: str) -> str:
     with as_user_error(f"data set {name!r}: {path}", OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
 
 
 def _shard_paths(name: str, folder: Path) -> list[str]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from dcr_hf.errors import NotFoundError, UserError
+from dcr_hf.evaluation.readers.class_folders import class_folders, find_split, scored_folder
 from dcr_hf.evaluation.readers.image_sets import JoinedImages, LabeledImages
 from dcr_hf.evaluation.readers.locate import locate
-from dcr_hf.evaluation.readers.shards import HUB_PATTERNS, class_folders, is_sharded, read_split, scored_folder
+from dcr_hf.evaluation.readers.shards import HUB_PATTERNS, is_sharded, read_split
 
 LAYOUTS = "train/nshards.txt, train/0.tar ... beside test/ and the lists, or train/CLASS/IMAGE beside test/ or val/"
 
@@ -37,7 +38,8 @@ def read_train_and_test(name: str, hub_id: str | None, data_root: Path | None) -
 
 
 def _check_folders(name: str, folder: Path) -> None:
-    if not (folder / "train").is_dir():
+    train = find_split(folder, "train")
+    if train is None:
         raise NotFoundError(
             f"data set {name!r} has no training split: there is no {folder / 'train'}. A linear probe learns on one "
             f"split and is scored on another: {LAYOUTS}."
@@ -51,10 +53,10 @@ def _check_folders(name: str, folder: Path) -> None:
             f"learns on one split and is scored on another: {LAYOUTS}."
         )
     # Labels are positions among the class folders, so that both splits need the same folders.
-    trained, tested = ({path.name for path in class_folders(root)} for root in (folder / "train", scored))
+    trained, tested = ({path.name for path in class_folders(root)} for root in (train, scored))
     if trained != tested:
         raise UserError(
-            f"data set {name!r}: {folder / 'train'} and {scored} need the same class folders; in one of them only: "
+            f"data set {name!r}: {train} and {scored} need the same class folders; in one of them only: "
             f"{', '.join(sorted(trained ^ tested)[:5])}."
         )
 

@@ -4,7 +4,9 @@ import hashlib
 
 import numpy as np
 
+from dcr_hf.errors import UserError
 from dcr_hf.evaluation.embedding.embed import Embeddings
+from dcr_hf.evaluation.readers.class_folders import WORDNET_ID
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.tasks.ranking import top_k, unit
 
@@ -19,6 +21,16 @@ def class_embeddings(embeddings: Embeddings, class_names: list[str], templates: 
         prompts = embeddings.texts([template.replace("{c}", name) for template in templates])
         rows.append(prompts.mean(axis=0))
     return unit(np.stack(rows))
+
+
+def check_prompts(data: LabeledImages) -> None:
+    """Raise a UserError for classes whose names would be no words."""
+    ids = [name for name in data.class_names if WORDNET_ID.fullmatch(name)]
+    if ids:
+        raise UserError(
+            f"data set {data.name!r}: its classes are called {ids[0]} and the like, which are no words for a prompt. "
+            f"Put a classnames.txt into {data.source}, one name a line in the order of the folders."
+        )
 
 
 def predict_classes(embeddings: Embeddings, data: LabeledImages, kind: str, seeds: list[int]) -> list[dict]:

@@ -3,6 +3,8 @@
 import pytest
 from PIL import Image, ImageChops
 
+from dcr_hf.errors import UserError
+from dcr_hf.evaluation.benchmarks import read_sets
 from dcr_hf.evaluation.readers.decode import decode_image
 from dcr_hf.evaluation.readers.shards import read_captioned, read_labeled
 from helpers.evaluation_layouts import (
@@ -41,6 +43,72 @@ def test_retrieval_shards(tmp_path):
     data = read_captioned("flickr30k", None, tmp_path)
     assert data.captions == [["a b", "c"], ["d"], ["e", "f"]]
     assert len(data.images) == 3
+
+
+@pytest.mark.parametrize(
+    ("folders", "lines", "expected"),
+    [
+        ([str(i) for i in range(12)], [f"number {i}" for i in range(12)], {str(i): f"number {i}" for i in range(12)}),
+        (["01", "02"], ["one", "two"], {"01": "one", "02": "two"}),
+        (["apple", "blue_tit", "cat"], ["Cat", "apple", "blue tit"], {n: n for n in ("apple", "blue_tit", "cat")}),
+        (["n01440764", "n01443537"], ["tench", "goldfish"], {"n01440764": "tench", "n01443537": "goldfish"}),
+    ],
+)
+def test_a_class_list_is_matched_to_the_folders(tmp_path, folders, lines, expected):
+    write_class_folders(tmp_path / "set", dict.fromkeys(folders, 1))
+    (tmp_path / "set/classnames.txt").write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")
+    data = read_labeled("set", None, tmp_path)
+    found = {data.images.name(i).split("/")[0]: data.class_names[data.labels[i]] for i in range(len(data.images))}
+    assert {folder: name.lower().replace(" ", "_") for folder, name in found.items()} == {
+        folder: name.lower().replace(" ", "_") for folder, name in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("folders", "lines", "message"),
+    [
+        (["a", "b"], ["a", "c"], r"does not fit the class folders: folder 'b' is not in it"),
+        (["3", "7"], ["x", "y"], r"not numbered 0 to 1"),
+        (["a", "b"], ["a"], r"names 1 classes, and there are 2"),
+    ],
+)
+def test_a_class_list_that_does_not_fit_is_refused(tmp_path, folders, lines, message):
+    write_class_folders(tmp_path / "set", dict.fromkeys(folders, 1))
+    (tmp_path / "set/classnames.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        read_labeled("set", None, tmp_path)
+
+
+def test_an_empty_line_is_a_class(tmp_path):
+    write_classification(tmp_path / "set", [0, 1, 2], ["very near", "", "near", "far"])
+    data = read_labeled("set", None, tmp_path)
+    assert [data.class_names[label] for label in data.labels] == ["very near", "", "near"]
+
+
+@pytest.mark.parametrize("split", ["validation", "Test", "VAL", "valid"])
+def test_the_usual_names_of_splits_are_no_classes(tmp_path, split):
+    for name in ("Train", split):
+        write_class_folders(tmp_path / "set" / name, {"apple": 2, "bear": 1})
+    assert list(read_labeled("set", None, tmp_path).class_names) == ["apple", "bear"]
+
+
+def test_wordnet_ids_are_no_prompts(tmp_path):
+    write_class_folders(tmp_path / "imagenet", {"n01440764": 1, "n01443537": 1})
+    read_sets([("clustering", "imagenet")], tmp_path)
+    with pytest.raises(UserError, match=r"called n01440764 .*Put a classnames\.txt"):
+        read_sets([("zeroshot", "imagenet")], tmp_path)
+
+
+def test_linked_class_folders_are_seen_by_reader_and_fingerprint(tmp_path):
+    real = write_class_folders(tmp_path / "real", {"a": 2, "b": 2})
+    (tmp_path / "root/set").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "root/set" / name).symlink_to(real / name)
+        (tmp_path / "root/set" / name / "._0.jpg").write_bytes(b"")
+    before = read_labeled("set", None, tmp_path / "root")
+    assert len(before.images) == 4
+    next(path for path in (real / "a").iterdir() if not path.name.startswith(".")).write_bytes(b"other")
+    assert read_labeled("set", None, tmp_path / "root").revision != before.revision
 
 
 def test_class_folders(tmp_path):
@@ -99,7 +167,7 @@ def test_class_list_must_match_the_labels(tmp_path):
         read_labeled("dtd", None, tmp_path)
     write_class_folders(tmp_path / "birds", {"a": 1, "b": 1})
     (tmp_path / "birds" / "classnames.txt").write_text("blue tit\n")
-    with pytest.raises(ValueError, match=r"names 1 classes, .*birds has 2"):
+    with pytest.raises(ValueError, match=r"names 1 classes, and there are 2"):
         read_labeled("birds", None, tmp_path)
 
 
