@@ -56,9 +56,21 @@ def parse(
         names = [word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--")]
         _refuse_unknown(dict.fromkeys(names), known, "the command line")
         raise UserError(f"the command line has words that belong to no option: {' '.join(rest)}")
+    for part in parsed:
+        _expand_paths(part)
     set_patience(parsed[0].hub_patience)
     declare(value for value in dataclasses.asdict(recipe).values() if isinstance(value, str) and hub_id(value))
     return parsed[0], parsed[1]
+
+
+def _expand_paths(options: Any) -> None:
+    """Let `~` be the home folder in every option of ours, and refuse empty ones."""
+    for option in options_of(type(options)):
+        value = getattr(options, option.name)
+        if value == "" and option.default != "":
+            raise UserError(f"--{option.name} is empty. Give a value, or leave it out.")
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(options, option.name, str(Path(value).expanduser()))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -15,6 +15,7 @@ from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
 from dcr_hf.errors import UserError, as_user_error, exit_on_user_error
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.scoring.results import write_text, writes_to
+from dcr_hf.files import user_path
 from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
@@ -83,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         help="denoiser folder or hub id; {seed} stands for the seed",
     )
     parser.add_argument("--train_data", help="training data as in a recipe; default: the miniature's scenes")
-    parser.add_argument("--data_root", type=Path, help="folder of benchmark data; default: the miniature's scenes")
+    parser.add_argument(
+        "--data_root", type=user_path, help="folder of benchmark data; default: the miniature's scenes"
+    )
     parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, help="benchmarks as in recipes/evaluate.py")
     parser.add_argument("--draw", choices=[name for name in DRAWS if name != "train"], default="dev",
                         help="draw of the miniature's scenes to measure on")  # fmt: skip
@@ -94,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         help="command that starts a run, such as 'accelerate launch --num_processes 8'",
     )
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
-    parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"), help="folder for runs and tables")
+    parser.add_argument(
+        "--output_dir", type=user_path, default=Path("out/ablation"), help="folder for runs and tables"
+    )
     return parser
 
 

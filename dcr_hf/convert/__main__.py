@@ -4,18 +4,18 @@ python -m dcr_hf.convert FILE.pt OUT [--base openai/clip-vit-large-patch14] [--a
 """
 
 import argparse
-from pathlib import Path
 
 from dcr_hf.convert.openai_format import convert
 from dcr_hf.errors import AlreadyExistsError, exit_on_user_error
+from dcr_hf.files import user_path
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dcr_hf.convert", description="OpenAI-format CLIP weights -> a Hugging Face CLIPModel folder."
     )
-    parser.add_argument("file", type=Path, help="The .pt state dict to convert.")
-    parser.add_argument("output_dir", type=Path, help="The CLIPModel folder to write; new or empty.")
+    parser.add_argument("file", type=user_path, help="The .pt state dict to convert.")
+    parser.add_argument("output_dir", type=user_path, help="The CLIPModel folder to write; new or empty.")
     parser.add_argument(
         "--base",
         default="openai/clip-vit-large-patch14",

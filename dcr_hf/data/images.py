@@ -6,10 +6,10 @@ import math
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dcr_hf.files import FORMATS, PixelRangeError, eight_bits
+
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20
-# Only formats with plain pixel decoders: for an EPS, PIL would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 Image.init()  # PIL loads most decoders on demand, but not if given a list of formats
 
 
@@ -40,6 +40,8 @@ def decode_image(content: bytes, enough: int | None = None) -> Image.Image:
         return ImageOps.exif_transpose(_to_rgb(image))
     except BadImageError:
         raise
+    except PixelRangeError as error:
+        raise BadImageError(str(error)) from error
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
     except Image.DecompressionBombError as error:
@@ -56,9 +58,7 @@ def _refuse_absurd_size(width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
-        samples = np.asarray(image).clip(0, 65535)
-        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    image = eight_bits(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, "white")

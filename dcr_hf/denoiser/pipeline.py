@@ -197,9 +197,9 @@ def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPT
         tokenizer = CLIPTokenizer.from_pretrained(pipeline_folder(path_or_id), subfolder=f"tokenizer{suffix}")
     part = f"text_encoder{suffix}"
     model = load_complete(kind, "denoiser", path_or_id, torch.float32, part).eval()
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
+    # Some tokenizers' files do not say how long a prompt is: 77 tokens, as many as the text encoder's positions.
+    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return model(tokens.input_ids, output_hidden_states=True)
 
 

@@ -20,6 +20,7 @@ from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
 from dcr_hf.evaluation.scoring.results import writes_to
+from dcr_hf.files import user_path
 from dcr_hf.models.families import check_encoder
 from dcr_hf.models.projector import Projector, check_projector
 
@@ -47,7 +48,9 @@ def _add_scatter(commands) -> None:
         required=True,
         help="labelled images: shards in CLIP_benchmark's layout, class folders, or a hub id",
     )
-    scatter.add_argument("--output_dir", type=Path, default=Path("scatter"), help="folder for scatter.json, .md, .png")
+    scatter.add_argument(
+        "--output_dir", type=user_path, default=Path("scatter"), help="folder for scatter.json, .md, .png"
+    )
     scatter.add_argument("--classes", type=_at_least(2), default=10, help="largest number of classes")
     scatter.add_argument(
         "--images_per_class", type=_at_least(2), default=20, help="largest number of images per class"

@@ -18,6 +18,7 @@ from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
 from dcr_hf.evaluation.scoring.results import Results, writes_to
+from dcr_hf.files import user_path
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")
 
@@ -88,11 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         + "; ".join(f"{name} ({', '.join(each.sets)})" for name, each in BENCHMARKS.items()),
     )
     parser.add_argument(
-        "--compare", nargs="+", type=Path, metavar="RESULTS", help="merge these results.json of earlier runs"
+        "--compare", nargs="+", type=user_path, metavar="RESULTS", help="merge these results.json of earlier runs"
     )
-    parser.add_argument("--data_root", type=Path, help="folder of local data sets; missing ones are downloaded")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the report")
-    parser.add_argument("--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached embeddings")
+    parser.add_argument("--data_root", type=user_path, help="folder of local data sets; missing ones are downloaded")
+    parser.add_argument("--output_dir", type=user_path, required=True, help="folder for the report")
+    parser.add_argument(
+        "--cache_dir", type=user_path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached embeddings"
+    )
     parser.add_argument(
         "--feature",
         choices=FEATURES,

@@ -42,9 +42,8 @@ class ExportError(UserError, RuntimeError):
 
 def export_folders(encoder: str, output_dir: str | Path) -> tuple[Path, Path]:
     """OUT/SLUG-dcr and OUT/SLUG-dcr-vision. SLUG keeps "clip" or "siglip" in the name: LLaVA's forks look for it."""
-    slug = Path(encoder.rstrip("/")).name
-    if (named := hub_id(encoder)) is not None:
-        slug = Path(named[0]).name
+    named = hub_id(encoder)
+    slug = Path(named[0]).name if named else Path(encoder).expanduser().absolute().name
     return Path(output_dir) / f"{slug}-dcr", Path(output_dir) / f"{slug}-dcr-vision"
 
 

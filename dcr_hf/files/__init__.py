@@ -1,8 +1,10 @@
-"""Folders as users have them: which of the files in them are data.
+"""Folders and pictures as users have them: which files are data, which formats are decoded.
 
-Every listing of a user's folder enters here, so that training, evaluation and fingerprints see the same files.
+Every listing of a user's folder enters here, so that training, evaluation and fingerprints see the same.
 """
 
 from dcr_hf.files.listing import files_below, is_debris
+from dcr_hf.files.paths import user_path
+from dcr_hf.files.pixels import FORMATS, PixelRangeError, eight_bits
 
-__all__ = ["files_below", "is_debris"]
+__all__ = ["FORMATS", "PixelRangeError", "eight_bits", "files_below", "is_debris", "user_path"]

@@ -13,6 +13,7 @@ from diffusers.models import AutoencoderKL
 from dcr_hf.cli import quiet_libraries
 from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
+from dcr_hf.files import user_path
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=list(SIZES), default="mini", help="size of images and models")
     parser.add_argument(
         "--output_dir",
-        type=Path,
+        type=user_path,
         required=True,
         help="folder for the models, measured.json and the denoisers' samples",
     )

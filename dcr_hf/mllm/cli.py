@@ -14,6 +14,7 @@ from dcr_hf.evaluation.arguments import add_hub_options, named_paths, not_negati
 from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.scoring.results import writes_to
+from dcr_hf.files import user_path
 from dcr_hf.mllm.benchmarks import BENCHMARKS, read_benchmarks
 from dcr_hf.mllm.model import Llava
 from dcr_hf.mllm.run import execute
@@ -63,9 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--benchmarks", nargs="+", required=True, metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)}"
     )
-    parser.add_argument("--data_root", type=Path, help="folder of local data sets; missing ones are downloaded")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the report")
-    parser.add_argument("--cache_dir", type=Path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached replies")
+    parser.add_argument("--data_root", type=user_path, help="folder of local data sets; missing ones are downloaded")
+    parser.add_argument("--output_dir", type=user_path, required=True, help="folder for the report")
+    parser.add_argument(
+        "--cache_dir", type=user_path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached replies"
+    )
     parser.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],

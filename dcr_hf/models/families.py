@@ -110,10 +110,12 @@ def read_image_processor(who: str, path: str | Path, side: int, backend: str | N
 
 def check_image_size(who: str, processor: ImageProcessor, side: int) -> None:
     """Raise a UserError unless the processor makes images of `side` pixels, which the vision tower takes."""
-    size = processor.crop_size or processor.size
-    if size["height"] != side:
+    crops = getattr(processor, "do_center_crop", True) and processor.crop_size
+    size = crops or processor.size
+    made = size.get("height", size.get("shortest_edge"))
+    if made != side:
         raise UserError(
-            f"{who}: its image processor makes {size['height']} pixels, its vision tower takes {side}. Correct "
+            f"{who}: its image processor makes {made} pixels, its vision tower takes {side}. Correct "
             "preprocessor_config.json."
         )
 

@@ -6,8 +6,8 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from dcr_hf.errors import UserError
+from dcr_hf.files import FORMATS, PixelRangeError, eight_bits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
 Image.init()  # load all decoders: PIL does not when `formats` is given
 
@@ -28,10 +28,12 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             file = Image.open(io.BytesIO(content), formats=FORMATS)
         if file.width * file.height > MAX_PIXELS:
             raise ImageError(f"{name}: {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}: not decoded.")
-        if file.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey to white
-            return file.point(lambda value: value / 256).convert("L").convert("RGB")
-        return file.convert("RGB")
+        return eight_bits(file).convert("RGB")
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError(f"{name}: no {', '.join(FORMATS)} image ({len(content):,} bytes).") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except PixelRangeError as error:
+        raise ImageError(f"{name}: {error}. Convert the image to 8 or 16 bits.") from None
+    except Exception as error:  # PIL raises anything for broken files, also for too long a text in a PNG
         raise ImageError(f"{name}: damaged image: {error}. Fetch the data set again.") from None

@@ -44,7 +44,7 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash, through links, of every file's relative path, size and modification time: cheap, and it changes with any file."""
+    """A hash of every file's relative path, size and modification time, through links: it changes with any file."""
     digest = hashlib.sha256()
     for path in files_below(folder):
         if path.is_file():
