@@ -84,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="denoiser folder or hub id; {seed} stands for the seed",
     )
     parser.add_argument("--train_data", help="training data as in a recipe; default: the miniature's scenes")
-    parser.add_argument(
-        "--data_root", type=user_path, help="folder of benchmark data; default: the miniature's scenes"
-    )
+    parser.add_argument("--data_root", type=user_path, help="benchmark data; default: the miniature's scenes")
     parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, help="benchmarks as in recipes/evaluate.py")
     parser.add_argument("--draw", choices=[name for name in DRAWS if name != "train"], default="dev",
                         help="draw of the miniature's scenes to measure on")  # fmt: skip
@@ -97,9 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="command that starts a run, such as 'accelerate launch --num_processes 8'",
     )
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
-    parser.add_argument(
-        "--output_dir", type=user_path, default=Path("out/ablation"), help="folder for runs and tables"
-    )
+    parser.add_argument("--output_dir", type=user_path, default=Path("out/ablation"), help="for runs and tables")
     return parser
 
 

@@ -48,9 +48,7 @@ def _add_scatter(commands) -> None:
         required=True,
         help="labelled images: shards in CLIP_benchmark's layout, class folders, or a hub id",
     )
-    scatter.add_argument(
-        "--output_dir", type=user_path, default=Path("scatter"), help="folder for scatter.json, .md, .png"
-    )
+    scatter.add_argument("--output_dir", type=user_path, default=Path("scatter"), help="for scatter.json, .md, .png")
     scatter.add_argument("--classes", type=_at_least(2), default=10, help="largest number of classes")
     scatter.add_argument(
         "--images_per_class", type=_at_least(2), default=20, help="largest number of images per class"

@@ -93,9 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_root", type=user_path, help="folder of local data sets; missing ones are downloaded")
     parser.add_argument("--output_dir", type=user_path, required=True, help="folder for the report")
-    parser.add_argument(
-        "--cache_dir", type=user_path, default=Path(HF_HOME) / "dcr_hf", help="folder of cached embeddings"
-    )
+    parser.add_argument("--cache_dir", type=user_path, default=Path(HF_HOME) / "dcr_hf", help="cache of embeddings")
     parser.add_argument(
         "--feature",
         choices=FEATURES,
