@@ -129,6 +129,7 @@ def adopt(pins: Iterable[tuple[str, Pin]]) -> None:
 def forget_pins() -> None:
     """Ask again for everything: another run begins in this process."""
     _PINS.clear()
+    _PREFERRED.clear()
 
 
 def _ask(what: str, given: str, repository: str, revision: str, kind: Kind, commit: str | None) -> Pin:

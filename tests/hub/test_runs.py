@@ -14,13 +14,17 @@ from safetensors.torch import load_file
 
 from dcr_hf import Recipe
 from dcr_hf.errors import Interrupted, UnavailableError, UserError
+from dcr_hf.evaluation.benchmarks import read_sets
 from dcr_hf.export import __main__ as export_command
-from dcr_hf.hub import forget_pins, local_folder, patience
+from dcr_hf.hub import forget_pins, local_folder, patience, prefer
+from dcr_hf.llava.assemble import assemble, read_parts
 from dcr_hf.models.results import trained_base
 from dcr_hf.run import run
+from helpers.evaluation_layouts import write_classification
 from helpers.hub import Fault
 from helpers.images import encoded, photographs, write_shard
 from helpers.runs import options_of_a_run
+from helpers.tiny_llava import save_llama
 
 ROOT = Path(__file__).parents[2]
 ENCODER, DENOISER, DATA = "me/clip", "me/sd", "me/cc3m"
@@ -222,3 +226,27 @@ def test_every_recipe_s_defaults_are_found_by_their_ids(
         run(recipe, options_of_a_run(tmp_path / "out"))
         assert "stage2: 4,600 steps" in capsys.readouterr().out
     assert seen == 6
+
+
+def test_evaluation_pins_its_data_and_says_so(filled, tmp_path):
+    name, folders = "clip-benchmark/wds_vtab-cifar10", [tmp_path / "a", tmp_path / "b"]
+    for folder, labels in zip(folders, ([0, 1], [0, 1, 1]), strict=True):
+        write_classification(folder, labels, ["cat", "dog"])
+    tagged = filled.add("datasets", name, folders[0], branch="v1")
+    main = filled.add("datasets", name, folders[1])
+    data = read_sets([("clustering", "cifar10")], None)["clustering", "cifar10"]
+    assert (len(data.images), data.revision, data.source) == (3, main, name)
+    forget_pins()
+    prefer([f"{name}@v1"], "--data_revisions")
+    data = read_sets([("clustering", "cifar10")], None)["clustering", "cifar10"]
+    assert (len(data.images), data.revision, data.source) == (2, tagged, f"{name}@v1")
+    with pytest.raises(UserError, match="--data_revisions x/y: expected owner/name@revision"):
+        prefer(["x/y"], "--data_revisions")
+
+
+def test_a_llava_is_put_together_from_the_hub_and_described_without_weights(filled, tmp_path):
+    filled.add("models", "me/vicuna", save_llama(tmp_path / "vicuna"))
+    parts = read_parts(ENCODER, "me/vicuna")
+    assert filled.requests("vicuna.*json") and not filled.requests("^GET .*/clip/.*safetensors")
+    assemble(parts, tmp_path / "llava")
+    assert (tmp_path / "llava/model.safetensors.index.json").is_file()
