@@ -17,8 +17,8 @@ from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
 from dcr_hf.evaluation.run import compare_runs, execute
-from dcr_hf.evaluation.scoring.results import Results, writes_to
-from dcr_hf.files import user_path
+from dcr_hf.evaluation.scoring.results import Results
+from dcr_hf.files import check_writable, user_path
 
 FEATURES = ("auto", "projected", "pooled", "mean_patch")
 
@@ -47,8 +47,8 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each once, none negative")
     encoders = named_paths(parser, "--encoders", options.encoders)
-    with writes_to(options.output_dir):
-        options.output_dir.mkdir(parents=True, exist_ok=True)  # fail now, not after hours
+    for name in ("output_dir", "cache_dir"):  # fail now, not after hours
+        check_writable(f"--{name}", getattr(options, name))
     # By default cuDNN computes float32 convolutions in TF32: errors of about 1e-3, enough to change pairs.
     torch.backends.cudnn.allow_tf32 = False
     return execute(

@@ -102,6 +102,7 @@ def check(
             "--config_file, such as accelerate_configs/deepspeed_zero3.yaml."
         )
     check_trainer_options(args)
+    _check_parts(recipe)
     revisions = _revisions(recipe, folders, plans)
     beginning = _beginning(recipe, folders, plans[0])
     tokens = _llava(beginning).tower.image_tokens
@@ -128,17 +129,21 @@ def _revisions(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePla
     return revisions
 
 
-def _beginning(recipe: LlavaRecipe, folders: _Folders, first: LlavaStagePlan) -> LlavaFolder | Parts:
+def _check_parts(recipe: LlavaRecipe) -> None:
     parts = (recipe.encoder, recipe.language_model)
     if recipe.llava and any(parts):
         raise UserError(
             "--llava is a complete LLaVA; --encoder and --language_model are the parts of another. Give either. To "
             "put an encoder into a LLaVA: python -m dcr_hf.llava swap."
         )
+    if not recipe.llava and not all(parts):
+        raise UserError("give --llava, or both --encoder and --language_model.")
+
+
+def _beginning(recipe: LlavaRecipe, folders: _Folders, first: LlavaStagePlan) -> LlavaFolder | Parts:
     if recipe.llava:
         return read_llava(recipe.llava)
-    if recipe.encoder is None or recipe.language_model is None:
-        raise UserError("give --llava, or both --encoder and --language_model.")
+    assert recipe.encoder is not None and recipe.language_model is not None  # see _check_parts
     if first.earlier and not any(folder.is_dir() for folder in first.earlier):
         raise UserError(
             f"--stage {first.name} needs a projector that is aligned, and {folders.output} holds none. Run --stage "

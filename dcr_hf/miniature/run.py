@@ -15,6 +15,7 @@ from dcr_hf.evaluation.report.page import Section, write_report
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.scoring.results import Results, read_results
 from dcr_hf.export import export_folders
+from dcr_hf.files import check_writable
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.measure import measure_encoders
@@ -28,7 +29,6 @@ from dcr_hf.run import run
 from dcr_hf.training.fit import barrier
 from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.progress import say
-from dcr_hf.training.requirements import check_output_folder
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
 NAMES = ("original", "dcr")
@@ -45,7 +45,7 @@ def main(recipe: Recipe, **training: Any) -> None:
         quiet_libraries()
         drawn = Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
-        check_output_folder(args.folder)
+        check_writable("--output_dir", args.folder)
         size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn and not drawn.is_dir():

@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import os
-from pathlib import Path
 
 import torch
 from transformers import Trainer, get_scheduler
@@ -12,23 +11,15 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from dcr_hf.config.base import TrainingOptions
 from dcr_hf.config.options import refuse_without_effect
 from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.files import check_writable
 
 _PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
-
-
-def check_output_folder(folder: Path) -> None:
-    """Raise a UserError unless the folder exists or can be made; makes nothing."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"--output_dir {folder}: {nearest} is a file; a folder is needed.")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"--output_dir {folder}: {nearest} cannot be written. Choose another folder.")
 
 
 def check_trainer_options(args: TrainingOptions) -> None:
     """Raise UserError for an option that has no effect here, or that could not be used when training begins."""
     refuse_without_effect(args)
-    check_output_folder(args.folder)
+    check_writable("--output_dir", args.folder)
     _check_report_to(args)
     _check_optimizer(args)
     _check_deepspeed(args)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ALONE = ("dcr_hf.errors", "dcr_hf.hub", "dcr_hf.plotting")
+ALONE = ("dcr_hf.errors", "dcr_hf.files", "dcr_hf.hub", "dcr_hf.plotting")
 
 
 def imported(path: Path) -> set[str]:

@@ -63,7 +63,7 @@ def test_broken_data(llava, data_root, capsys, file, content, message):
 def test_damaged_weights_and_replies(llava, data_root, capsys):
     weights = (llava / "model.safetensors").read_bytes()
     (llava / "model.safetensors").write_bytes(weights[:-100])
-    assert re.search(r"model llava: .*llava: ", refusal(capsys, arguments(llava, data_root)))
+    assert re.search(r"model llava: '.*llava': ", refusal(capsys, arguments(llava, data_root)))
     (llava / "model.safetensors").write_bytes(weights)
     main(arguments(llava, data_root))
     (replies,) = (data_root.parent / "cache").rglob("*.jsonl")

@@ -131,10 +131,10 @@ def test_folders_that_are_no_models(llava, clip_folder, tmp_path):
     no_weights = shutil.copytree(llava, tmp_path / "no-weights")
     (no_weights / "model.safetensors").unlink()
     for path, message in (
-        ("/nowhere", r"model a: '/nowhere' is neither a folder here nor a hub id"),
+        ("/nowhere", r"model a: LLaVA '/nowhere' is neither a folder here nor a hub id"),
         (tmp_path, r"model a: LLaVA .* has no config.json"),
         (clip_folder, r"model a: LLaVA .* is a 'clip' model"),
-        (no_weights, r"model a: .*no-weights holds no weights"),
+        (no_weights, r"model a: .*no-weights. lacks weights"),
     ):
         with pytest.raises(ModelError, match=message):
             Llava("a", str(path))

@@ -285,7 +285,7 @@ def test_weights_that_are_missing_end_the_run_by_name(data_root, llava, tmp_path
         (["--models", "a="], r"--models a=: expected NAME=FOLDER_OR_ID"),
         (
             ["--models", "/nowhere"],
-            r"model nowhere: '/nowhere' is neither a folder here nor a hub id",
+            r"model nowhere: LLaVA '/nowhere' is neither a folder here nor a hub id",
         ),
         (["--data_root", "/nowhere"], r"--data_root /nowhere is not a folder"),
         (["--output_dir", __file__], r"test_mllm_run.py cannot be written: File exists"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.files import files_below
-from dcr_hf.hub import declare, local_folder, preferred
+from dcr_hf.hub import local_folder, preferred
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ def locate(name: str, hub_id: str | None, data_root: Path | None, patterns: list
     if hub_id is None:
         raise NotFoundError(f"data set {name!r}: no folder {looked}, and no hub data set of this name is known.")
     given = preferred(hub_id)
-    declare([given])
     try:
         folder = local_folder(given, patterns, f"data set {name!r}, the hub's", "dataset")
     except UserError as error:
