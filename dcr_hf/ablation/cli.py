@@ -12,7 +12,7 @@ from dcr_hf.ablation.plots import draw
 from dcr_hf.ablation.summary import markdown
 from dcr_hf.ablation.trials import Trial, train_all
 from dcr_hf.ablation.variants import COMMON, COMPARED, ORIGINAL, VARIANTS
-from dcr_hf.errors import UserError, as_user_error, exit_on_user_error
+from dcr_hf.errors import OneLineParser, UserError, as_user_error, exit_on_user_error
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.scoring.results import write_text, writes_to
 from dcr_hf.files import user_path
@@ -67,11 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Train, export and measure variants of DCR on the same data and budget.",
         epilog="Any other option is passed to every run: --stage1_max_steps 1000 --per_device_train_batch_size 8 ...",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(COMPARED), metavar="NAME",
                         help=f"variants to train: {', '.join(VARIANTS)}")  # fmt: skip

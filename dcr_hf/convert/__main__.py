@@ -3,15 +3,13 @@
 python -m dcr_hf.convert FILE.pt OUT [--base openai/clip-vit-large-patch14] [--activation quick_gelu]
 """
 
-import argparse
-
 from dcr_hf.convert.openai_format import convert
-from dcr_hf.errors import AlreadyExistsError, exit_on_user_error
+from dcr_hf.errors import AlreadyExistsError, OneLineParser, exit_on_user_error
 from dcr_hf.files import user_path
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dcr_hf.convert", description="OpenAI-format CLIP weights -> a Hugging Face CLIPModel folder."
     )
     parser.add_argument("file", type=user_path, help="The .pt state dict to convert.")

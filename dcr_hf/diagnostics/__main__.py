@@ -15,7 +15,7 @@ from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
-from dcr_hf.errors import NotFoundError, UserError, exit_on_user_error
+from dcr_hf.errors import NotFoundError, OneLineParser, UserError, exit_on_user_error
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
@@ -26,7 +26,7 @@ from dcr_hf.models.projector import Projector, check_projector
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dcr_hf.diagnostics", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m dcr_hf.diagnostics", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     _add_scatter(commands)
     options = parser.parse_args(arguments)

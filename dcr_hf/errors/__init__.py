@@ -4,6 +4,7 @@ Exceptions of that family and how a program ends enter here. Everything else tha
 """
 
 from dcr_hf.errors.exit import INCOMPLETE, Interrupted, UnavailableError, exit_on_user_error, own_message
+from dcr_hf.errors.parser import OneLineParser
 from dcr_hf.errors.user import (
     AlreadyExistsError,
     LockedError,
@@ -19,6 +20,7 @@ __all__ = [
     "Interrupted",
     "LockedError",
     "NotFoundError",
+    "OneLineParser",
     "UnavailableError",
     "UserError",
     "WriteError",

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from dcr_hf.errors import exit_on_user_error
+from dcr_hf.errors import OneLineParser, exit_on_user_error
 from dcr_hf.evaluation.arguments import add_hub_options, named_paths, not_negative, positive, use_hub_options
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
 from dcr_hf.evaluation.embedding.encoders import DTYPES
@@ -70,10 +70,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Re
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Measure CLIP-family encoders.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--encoders",

@@ -6,13 +6,13 @@ python -m dcr_hf.export OUT [--checkpoint checkpoint-500] [--push_to_hub --hub_m
 import argparse
 from pathlib import Path
 
-from dcr_hf.errors import UserError, exit_on_user_error
+from dcr_hf.errors import OneLineParser, UserError, exit_on_user_error
 from dcr_hf.export import RunFacts, Upload, check_upload, export_folders, export_run, push_to_hub, upload_command
 from dcr_hf.hub import set_patience
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dcr_hf.export", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m dcr_hf.export", description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", help="the --output_dir of the run")
     parser.add_argument("--checkpoint", help="a checkpoint of stage 2, such as checkpoint-500, instead of its result")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export")

@@ -6,13 +6,13 @@ python -m dcr_hf.llava swap --llava ID_OR_DIR --encoder DIR --output DIR
 
 import argparse
 
-from dcr_hf.errors import exit_on_user_error
+from dcr_hf.errors import OneLineParser, exit_on_user_error
 from dcr_hf.llava.contract import check_name, check_tower
 from dcr_hf.llava.swap import swap
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dcr_hf.llava", description="The enhanced tower and LLaVA.")
+    parser = OneLineParser(prog="python -m dcr_hf.llava", description="The enhanced tower and LLaVA.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,swap}")
     checking = commands.add_parser("check", help="check whether LLaVA's own code can use a folder as its vision tower")
     checking.add_argument(

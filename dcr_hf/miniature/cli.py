@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers.models import AutoencoderKL
 
 from dcr_hf.cli import quiet_libraries
-from dcr_hf.errors import exit_on_user_error
+from dcr_hf.errors import OneLineParser, exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.files import user_path
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
@@ -35,7 +35,7 @@ VAE_NOISE = 0.2  # with more, what the denoiser learnt from mean latents is of l
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain, or --check what pretraining led to. The same command again resumes."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check that the testbed is sound: print one line a condition and exit with 1 if one fails",
+        help="pretrain where that is not finished, then check that the testbed is sound: print one line a condition "
+        "and exit with 1 if one fails",
     )
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():

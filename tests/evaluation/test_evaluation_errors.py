@@ -78,7 +78,7 @@ def test_broken_data(encoder, data_root, capsys, file, content, message):
 @pytest.mark.parametrize("option", ["--output_dir", "--cache_dir"])
 def test_folders_that_cannot_be_written(encoder, data_root, capsys, option):
     line = refusal(capsys, arguments(encoder, data_root, option, f"{__file__}/below"))
-    assert re.search(r"test_evaluation_errors.py/below\S* cannot be written: Not a directory", line)
+    assert re.search(rf"{option} \S*below: \S*test_evaluation_errors\.py is a file; a folder is needed", line)
 
 
 def test_results_of_earlier_runs(encoder, data_root, capsys):
