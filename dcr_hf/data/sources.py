@@ -123,7 +123,7 @@ def _count_images(shard: str) -> int:
 
 
 def _image_folder_source(folder: Path) -> FileSource:
-    files = [str(path) for path in files_below(folder, IMAGE_EXTENSIONS)]
+    files = sorted(map(str, files_below(folder, IMAGE_EXTENSIONS)))  # as text: checkpoints count on this order
     if not files:
         raise NotFoundError(
             f"--train_data {str(folder)!r} holds neither shards (*.tar) nor images ({', '.join(IMAGE_EXTENSIONS)})."

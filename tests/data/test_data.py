@@ -193,6 +193,14 @@ def test_shards_of_any_sizes(tmp_path, photos, case):
         assert [batch["keys"] for batch in itertools.islice(resumed, 14 - stop)] == following[rank]
 
 
+def test_an_image_folder_is_in_the_order_of_its_paths_as_text(tmp_path, photos):
+    for name in ("a/x.jpg", "a-b/x.jpg", "b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(photos[0])
+    [unit] = find_source(str(tmp_path)).units
+    assert [str(Path(path).relative_to(tmp_path)) for path in unit] == ["a-b/x.jpg", "a/x.jpg", "b.jpg"]
+
+
 def test_hints_and_debris_are_not_data(tmp_path, photos, caplog):
     write_shard(tmp_path / "cc3m-train-0.tar", {"a": photos[0], "._b": photos[1], "__MACOSX/c": photos[2]})
     write_shard(tmp_path / "cc3m-validation-0.tar", {"v": photos[3]})
