@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -219,10 +218,3 @@ def fake_hub():
         hub.released.set()
         server.shutdown()
         server.server_close()
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)

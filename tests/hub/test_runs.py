@@ -1,6 +1,5 @@
 """Runs on a hub: what is fetched, what happens in an outage, which commit counts, and uploads."""
 
-import contextlib
 import json
 import os
 import runpy
@@ -104,7 +103,7 @@ def test_shards_in_the_cache_are_read_there(filled, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_outage_ends_with_a_checkpoint_and_the_next_call_with_the_same_bits(filled, tmp_path, monkeypatch, workers):
-    start(tmp_path / "whole", workers)
+    start(tmp_path / "uninterrupted", workers)
     filled.faults = [Fault(r"\.tar", "503", times=10**6, skip=2)]
     monkeypatch.setenv(patience.PATIENCE_VARIABLE, "0.3")
     with pytest.raises(Interrupted, match=r"503 Service Unavailable.*stopped before step \d of 4.*with a checkpoint"):
@@ -112,20 +111,16 @@ def test_an_outage_ends_with_a_checkpoint_and_the_next_call_with_the_same_bits(f
     assert list((tmp_path / "out/stage1").glob("checkpoint-*/complete.json"))
     filled.faults = []
     start(tmp_path / "out", workers)
-    assert equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "out"))
+    assert equal(weights_of(tmp_path / "uninterrupted"), weights_of(tmp_path / "out"))
 
 
-def test_a_short_outage_is_waited_for(filled, tmp_path, caplog):
-    start(tmp_path / "whole")
+def test_a_short_outage_is_waited_for(filled, tmp_path, caplog, monkeypatch):
+    start(tmp_path / "uninterrupted")
     filled.faults = [Fault(r"\.tar", "503", times=3, skip=1), Fault(r"\.tar", "cut", times=2, after=500)]
-    monkeypatch_line = patience.QUIET_BETWEEN_LINES
-    patience.QUIET_BETWEEN_LINES = 0
-    try:
-        start(tmp_path / "out")
-    finally:
-        patience.QUIET_BETWEEN_LINES = monkeypatch_line
+    monkeypatch.setattr(patience, "QUIET_BETWEEN_LINES", 0)
+    start(tmp_path / "out")
     assert "503 Service Unavailable; trying again in" in caplog.text and "(--hub_patience)" in caplog.text
-    assert equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "out"))
+    assert equal(weights_of(tmp_path / "uninterrupted"), weights_of(tmp_path / "out"))
 
 
 def test_a_hub_that_is_away_at_the_start(filled, tmp_path, monkeypatch):
@@ -137,7 +132,7 @@ def test_a_hub_that_is_away_at_the_start(filled, tmp_path, monkeypatch):
 
 
 def test_a_run_keeps_to_the_commits_with_which_it_began(filled, tmp_path, caplog):
-    start(tmp_path / "whole")
+    start(tmp_path / "uninterrupted")
     start(tmp_path / "out", recipe={"stage": "1"})
     began = json.loads((tmp_path / "out/run.json").read_text())["revisions"]
     assert set(began) == {"encoder", "denoiser", "train_data"}
@@ -147,7 +142,7 @@ def test_a_run_keeps_to_the_commits_with_which_it_began(filled, tmp_path, caplog
     start(tmp_path / "out", recipe={"stage": "2"})
     assert "the hub's main has moved to" in caplog.text
     assert json.loads((tmp_path / "out/run.json").read_text())["revisions"] == began
-    assert equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "out"))
+    assert equal(weights_of(tmp_path / "uninterrupted"), weights_of(tmp_path / "out"))
     assert trained_base(tmp_path / "out/stage2") == f"{ENCODER}@{began['encoder']}"
     assert began["encoder"] in (tmp_path / "out/clip-dcr/README.md").read_text()
     del main["old"]
@@ -158,8 +153,7 @@ def test_a_run_keeps_to_the_commits_with_which_it_began(filled, tmp_path, caplog
 def test_a_local_folder_that_changed_is_noticed(filled, tmp_path):
     data = {"stage": "1", "train_data": str(tmp_path / "d")}
     for steps in (4, 8):
-        with contextlib.suppress(Interrupted):
-            start(tmp_path / "out", recipe=data | {"stage1_max_steps": steps}, save_strategy="steps", save_steps=2)
+        start(tmp_path / "out", recipe=data | {"stage1_max_steps": steps}, save_strategy="steps", save_steps=2)
         (tmp_path / "out/stage1/projector").rename(tmp_path / f"projector{steps}")
     (tmp_path / "d/cc3m-train-6.tar").write_bytes((tmp_path / "d/cc3m-train-5.tar").read_bytes())
     with pytest.raises(UserError, match=r"train_data_revision: '6 shards, .*' -> '7 shards, "):

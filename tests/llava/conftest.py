@@ -23,17 +23,3 @@ def llava_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     tower = GEOMETRIES["clip-l-336"].save(folder / "clip-original")
     return save_llava(folder / "llava-tiny", tower, shards=3)
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Calls a command and returns the one line with which it refuses its arguments, with code 2."""
-
-    def call(main, arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        *before, line = capsys.readouterr().err.strip().splitlines()
-        assert ended.value.code == 2 and ": error: " in line and not any("Traceback" in other for other in before)
-        return line
-
-    return call
