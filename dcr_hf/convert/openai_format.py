@@ -61,10 +61,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_FILE_ERRORS as error:
         raise UserError(
-            f"{path} is not a plain state dict; other files are not opened, since they may hold code: "
-            f"{(str(error) or type(error).__name__).splitlines()[0]} "
-            "A TorchScript archive (as OpenAI publishes) is not needed: its weights are on the hub, "
-            "openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
+            f"{path} is not a plain state dict, or is damaged ({type(error).__name__}); other files are not opened, "
+            "since they may hold code. A TorchScript archive (as OpenAI publishes) is not needed: its weights are on "
+            "the hub, openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
         ) from None
     while isinstance(content, dict) and (wrapper := next((name for name in _WRAPPERS if name in content), None)):
         content = content[wrapper]

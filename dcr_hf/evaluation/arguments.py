@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dcr_hf.hub import prefer, set_patience
+from dcr_hf.hub import add_patience_option, prefer, set_patience
 
 
 def named_paths(parser: argparse.ArgumentParser, option: str, values: list[str]) -> dict[str, str]:
@@ -30,7 +30,7 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
         metavar="OWNER/NAME@REVISION",
         help="branches, tags or commits of the hub's data sets, instead of main",
     )
-    parser.add_argument("--hub_patience", type=float, default=300.0, help="seconds to ask a hub that does not answer")
+    add_patience_option(parser)
 
 
 def use_hub_options(options: argparse.Namespace) -> None:

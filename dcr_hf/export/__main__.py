@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dcr_hf.errors import OneLineParser, UserError, exit_on_user_error
 from dcr_hf.export import RunFacts, Upload, check_upload, export_folders, export_run, push_to_hub, upload_command
-from dcr_hf.hub import set_patience
+from dcr_hf.hub import add_patience_option, set_patience
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--hub_model_id", help="where to: owner/name; default: the folder's name, in your account")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make new repositories private")
     parser.add_argument("--hub_token", help="default: the one of hf auth login, or HF_TOKEN")
-    parser.add_argument("--hub_patience", type=float, default=300.0, help="seconds to ask a hub that does not answer")
+    add_patience_option(parser)
     options = parser.parse_args()
     with exit_on_user_error():
         set_patience(options.hub_patience)

@@ -26,12 +26,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...] | None = None) -> list[P
     Args:
         suffixes: in lower case; by default any.
     """
-    found = (path for path in _walk(folder, frozenset()) if suffixes is None or _suffix(path) in suffixes)
-    return sorted(found)
-
-
-def _suffix(path: Path) -> str:
-    return path.suffix.lower()
+    found = _walk(folder, frozenset())
+    return sorted(path for path in found if suffixes is None or path.suffix.lower() in suffixes)
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

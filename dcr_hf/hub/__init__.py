@@ -6,9 +6,9 @@ data sets are does not. Models are always loaded from a folder, so that no libra
 
 from dcr_hf.hub.files import SIDE_FILES, check_weights, fetch, file_names, local_folder, model_folder
 from dcr_hf.hub.fingerprint import fingerprint_of_files, fingerprint_of_model
-from dcr_hf.hub.patience import PATIENCE_VARIABLE, passes, patiently, set_patience
+from dcr_hf.hub.patience import PATIENCE_VARIABLE, add_patience_option, passes, patiently, set_patience
 from dcr_hf.hub.pins import Pin, adopt, declare, find_pin, forget_pins, hub_id, pin, prefer, preferred
-from dcr_hf.hub.remote import RemoteFile, address, is_address, open_file
+from dcr_hf.hub.remote import RemoteFile, address, open_file
 from dcr_hf.hub.together import from_one_process
 from dcr_hf.hub.weights import Weights, choose_weights
 
@@ -18,6 +18,7 @@ __all__ = [
     "Pin",
     "RemoteFile",
     "Weights",
+    "add_patience_option",
     "address",
     "adopt",
     "check_weights",
@@ -31,7 +32,6 @@ __all__ = [
     "forget_pins",
     "from_one_process",
     "hub_id",
-    "is_address",
     "local_folder",
     "model_folder",
     "open_file",

@@ -42,3 +42,13 @@ def explained(who: str, given: str) -> Iterator[None]:
         if patience.passes(error):
             raise
         raise UserError(f"{who} on the hub: {error}") from error
+
+
+@contextlib.contextmanager
+def explained_at_commit(who: str, given: str) -> Iterator[None]:
+    """`explained`, for requests by commit: one that is no longer on the hub is a UserError too."""
+    try:
+        with explained(who, given):
+            yield
+    except RevisionNotFoundError as error:
+        raise UserError(f"{who}: its commit is no longer on the hub.") from error

@@ -11,7 +11,8 @@ from huggingface_hub.utils import WeakFileLock
 from tqdm.contrib.concurrent import thread_map
 
 from dcr_hf.errors import NotFoundError, UserError
-from dcr_hf.hub.answers import explained
+from dcr_hf.hub.answers import explained_at_commit
+from dcr_hf.hub.fingerprint import model_files
 from dcr_hf.hub.patience import passes, patiently
 from dcr_hf.hub.pins import Kind, Pin, pin
 from dcr_hf.hub.weights import Weights, choose_weights
@@ -42,10 +43,10 @@ def local_folder(
 
 
 def file_names(path_or_id: str, what: str = "model", kind: Kind = "model") -> tuple[str, ...]:
-    """The paths of all files of a folder or a repository; downloads none. Raises as `local_folder`."""
+    """The paths of the files of a model's folder or a repository; downloads none. Raises as `local_folder`."""
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
-        return tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+        return tuple(str(path.relative_to(folder)) for path in model_files(folder))
     return pin(what, path_or_id, kind).files
 
 
@@ -98,7 +99,7 @@ def _missing(found: Pin, names: Sequence[str]) -> list[str]:
 def _fetch_one(found: Pin, what: str, given: str, name: str) -> None:
     who = f"{what} {given!r}: {name}"
     try:
-        with explained(who, given):
+        with explained_at_commit(who, given):
             patiently(
                 who,
                 lambda: hf_hub_download(found.repository, name, repo_type=found.kind, revision=found.commit),

@@ -12,10 +12,17 @@ _SMALL = 2**20
 _MANY = 100_000
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder in the order of their names: its own, and those of its parts, one folder down.
+
+    What lies deeper is no model's: the folder may also hold a run, or data."""
+    return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+
+
 def fingerprint_of_model(folder: Path) -> str:
     """'12 files, 3,456 bytes, 0a1b2c3d4e5f' of what is loaded: names, sizes, contents of small configurations. Not
     when they were written: a copy is the same."""
-    files = [path for path in folder.rglob("*") if path.suffix in _READ + _WEIGHTS and path.is_file()]
+    files = [path for path in model_files(folder) if path.suffix in _READ + _WEIGHTS]
     return fingerprint_of_files(files, "files", folder)
 
 

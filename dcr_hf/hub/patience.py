@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,8 +30,14 @@ _reached = False
 _last_line = -QUIET_BETWEEN_LINES
 
 
+def add_patience_option(parser: ArgumentParser) -> None:
+    """--hub_patience, for `set_patience`, on a command line of argparse's."""
+    text = "seconds to ask a hub that does not answer"
+    parser.add_argument("--hub_patience", type=float, default=DEFAULT_PATIENCE, help=text)
+
+
 def set_patience(seconds: float) -> None:
-    """How long this process and those that it starts go on trying.
+    """How long this process and those that it starts keep trying.
 
     Raises:
         UserError: no number of seconds.

@@ -65,7 +65,7 @@ def hub_id(given: str) -> tuple[str, str] | None:
 
 
 def declare(ids: Iterable[str]) -> None:
-    """Say that these are ids of the hub and no mistyped paths: recipes' own defaults, known benchmarks."""
+    """Say that these are ids of the hub and no mistyped paths: what a recipe file states."""
     _DECLARED.update(ids)
 
 
@@ -104,7 +104,7 @@ def pin(what: str, given: str, kind: Kind = "model", commit: str | None = None) 
     if named is None:
         raise NotFoundError(
             f"{what} {given!r} is neither a folder here nor a hub id of the form 'owner/name' or "
-            "'owner/name@revision'. Give the path of a folder that is there, or an id."
+            "'owner/name@revision'. Give the path of a folder that exists, or an id."
         )
     _PINS[kind, given] = found = _ask(what, given, *named, kind, commit)
     if found.moved_to:

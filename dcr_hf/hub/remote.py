@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from huggingface_hub import hf_hub_url
-from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from dcr_hf.errors import UserError, as_user_error
-from dcr_hf.hub.answers import explained
+from dcr_hf.errors import as_user_error
+from dcr_hf.hub.answers import explained_at_commit
 from dcr_hf.hub.patience import TIMEOUT, patiently
 from dcr_hf.hub.pins import Pin
 
@@ -108,11 +107,8 @@ class RemoteFile(io.RawIOBase):
             self._size = self._at
             return
         self._response = response
-        try:
-            with explained(f"shard {self.address}", self.repository):
-                hf_raise_for_status(response)
-        except RevisionNotFoundError as error:
-            raise UserError(f"shard {self.address}: its commit is no longer on the hub.") from error
+        with explained_at_commit(f"shard {self.address}", self.repository):
+            hf_raise_for_status(response)
         length = int(response.headers.get("Content-Length") or 0)
         if length:
             self._size = self._at + length

@@ -25,7 +25,9 @@ from dcr_hf.training.checkpoints import check_resume_of, remove_incomplete
 from dcr_hf.training.fit import barrier
 from dcr_hf.training.lock import locked
 from dcr_hf.training.requirements import check_trainer_options
-from dcr_hf.training.revisions import recorded_revisions, resolve_models
+from dcr_hf.training.revisions import recorded_revisions, resolve_models, revision_facts
+
+_MODELS = ("llava", "encoder", "language_model")
 
 
 def main(recipe: LlavaRecipe, **training: Any) -> None:
@@ -63,8 +65,7 @@ def run(recipe: LlavaRecipe, args: LlavaTraining) -> None:
     """Check, then train what `recipe.stage` names. The same call again resumes."""
     folders, plans = _Folders.of(recipe, args), plan_stages(recipe, args)
     beginning, records, revisions = check(recipe, args, folders, plans)
-    facts = {f"{name}_revision": revision for name, revision in revisions.items()}
-    plans = [replace(plan, facts=plan.facts | facts) for plan in plans]
+    plans = [_with_revisions(plan, revisions) for plan in plans]
     if recipe.dry_run:
         _print_plans(args, plans, _llava(beginning), records)
         return
@@ -119,7 +120,7 @@ def check(
 
 
 def _revisions(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePlan]) -> dict[str, str]:
-    given = {name: getattr(recipe, name) for name in ("llava", "encoder", "language_model")}
+    given = {name: getattr(recipe, name) for name in _MODELS}
     asked = {name: path for name, path in given.items() if path and (hub_id(path) or Path(path).expanduser().is_dir())}
     before = {} if recipe.overwrite_output_dir else recorded_revisions(asked, folders.output)
     revisions = resolve_models(asked, before)
@@ -127,6 +128,12 @@ def _revisions(recipe: LlavaRecipe, folders: _Folders, plans: list[LlavaStagePla
         if plan.data and Path(plan.data).is_file():
             revisions[f"{plan.name}_data"] = fingerprint_of_files([Path(plan.data)], "file")
     return revisions
+
+
+def _with_revisions(plan: LlavaStagePlan, revisions: dict[str, str]) -> LlavaStagePlan:
+    """The plan, with what the models are and the stage's own data."""
+    own = {name: value for name, value in revisions.items() if name in (*_MODELS, f"{plan.name}_data")}
+    return replace(plan, facts=plan.facts | revision_facts(own))
 
 
 def _check_parts(recipe: LlavaRecipe) -> None:
@@ -171,7 +178,7 @@ def _check_resume(
     """Refuse to resume what was begun with other options."""
     if folders.run_file.is_file():
         before = json.loads(folders.run_file.read_text())["options"]
-        for name in ("llava", "encoder", "language_model"):
+        for name in _MODELS:
             if before[name] != getattr(recipe, name):
                 raise UserError(
                     f"{folders.output} holds a run that began with --{name} {before[name]}; this one has "
@@ -179,8 +186,7 @@ def _check_resume(
                 )
     for plan in plans:
         if not plan.finished:
-            own = [name for name in revisions if not name.endswith("_data") or name == f"{plan.name}_data"]
-            facts = plan.facts | {f"{name}_revision": revisions[name] for name in own}
+            facts = _with_revisions(plan, revisions).facts
             check_resume_of(plan.name, plan.folder, facts, recipe.resume_anyway)
 
 

@@ -13,7 +13,7 @@ from diffusers.models import AutoencoderKL
 from dcr_hf.cli import quiet_libraries
 from dcr_hf.errors import OneLineParser, exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
-from dcr_hf.files import user_path
+from dcr_hf.files import check_writable, user_path
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
 from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
@@ -61,11 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         "and exit with 1 if one fails",
     )
     options = parser.parse_args(arguments)
-    if options.output_dir.exists() and not options.output_dir.is_dir():
-        parser.error(f"--output_dir {options.output_dir} is a file; a folder is needed")
     quiet_libraries()
-    with exit_on_user_error(), locked(options.output_dir):
-        _make(options)
+    with exit_on_user_error():
+        check_writable("--output_dir", options.output_dir)
+        with locked(options.output_dir):
+            _make(options)
 
 
 def _make(options: argparse.Namespace) -> None:

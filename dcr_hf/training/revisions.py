@@ -27,7 +27,12 @@ class Inputs:
     @property
     def facts(self) -> dict[str, str]:
         """What a resume compares."""
-        return {f"{name}_revision": revision for name, revision in self.revisions.items()}
+        return revision_facts(self.revisions)
+
+
+def revision_facts(revisions: dict[str, str]) -> dict[str, str]:
+    """Commits and fingerprints under the names that a checkpoint's facts have for them."""
+    return {f"{name}_revision": revision for name, revision in revisions.items()}
 
 
 def resolve_inputs(recipe: Recipe, folder: Path) -> Inputs:
@@ -36,7 +41,7 @@ def resolve_inputs(recipe: Recipe, folder: Path) -> Inputs:
     A run that resumes in `folder` continues with the commits that it recorded there.
 
     Raises:
-        NotFoundError, UserError: a model or data set that is not there; a recorded commit that is no longer there.
+        NotFoundError, UserError: a missing model or data set; a recorded commit that the hub no longer has.
         UnavailableError: the hub does not answer.
     """
     asked = {name: getattr(recipe, name) for name in (*_MODELS, "train_data")}
