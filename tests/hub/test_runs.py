@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from dcr_hf import Recipe
@@ -183,23 +184,51 @@ def test_an_upload_is_checked_before_training_and_made_after_it(filled, tmp_path
         start(out)
 
 
-def test_two_processes_fetch_each_file_once(filled, tmp_path):
-    environment = os.environ | {
-        "HF_ENDPOINT": filled.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    environment["PYTHONPATH"] = str(ROOT)
+def start_ranks(filled, output, ranks, *more):
+    """`start` as a program, in `ranks` processes."""
+    home = output.parent / "home"
+    environment = os.environ | {"HF_ENDPOINT": filled.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = ["--encoder", ENCODER, "--denoiser", DENOISER, "--train_data", DATA, "--stage", "1", "--use_cpu"]
-    words += ["--stage1_max_steps", "2", "--per_device_train_batch_size", "4", "--report_to", "none"]
-    words += ["--gradient_accumulation_steps", "1", "--dataloader_num_workers", "2", "--output_dir", tmp_path / "out"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    words += ["--per_device_train_batch_size", "4", "--report_to", "none", "--gradient_accumulation_steps", "1"]
+    words += ["--shuffle_buffer", "8", "--output_dir", output, *more]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
     command = [*launcher, "recipes/openai_vitl.py", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def projector_of(output):
+    return (output / "stage1/projector/model.safetensors").read_bytes()
+
+
+def test_two_processes_fetch_each_file_once(filled, tmp_path):
+    done = start_ranks(filled, tmp_path / "out", 2, "--stage1_max_steps", "2", "--dataloader_num_workers", "2")
     assert done.returncode == 0, done.stderr
     assert len(filled.requests("/api/(models|datasets)")) == 3
     for path in {entry[1] for entry in filled.requests(rf"GET .*{WEIGHTS}|GET .*json")}:
         assert len(filled.requests(rf"GET {path}$")) == 1, path
+
+
+def test_a_shard_that_only_one_rank_waits_for_in_vain_stops_both_at_the_same_step(filled, tmp_path):
+    words = ["--stage1_max_steps", "6", "--dataloader_num_workers", "1"]
+    assert start_ranks(filled, tmp_path / "uninterrupted", 2, *words).returncode == 0
+    filled.faults = [Fault(r"train-3\.tar", "503", times=10**6)]
+    stopped = start_ranks(filled, tmp_path / "out", 2, *words, "--hub_patience", "1")
+    assert stopped.returncode != 0 and "exitcode  : 75" in stopped.stderr
+    assert "503 Service Unavailable" in stopped.stderr and "Traceback (most recent call last)" not in stopped.stdout
+    assert not (tmp_path / "out/stage1/projector").exists()
+    filled.faults = []
+    assert start_ranks(filled, tmp_path / "out", 2, *words).returncode == 0
+    assert projector_of(tmp_path / "uninterrupted") == projector_of(tmp_path / "out")
+
+
+def test_a_run_without_a_network_on_what_the_cache_holds(filled, tmp_path, monkeypatch):
+    start(tmp_path / "out")
+    local_folder(DATA, ["*.tar"], kind="dataset")
+    filled.log.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    start(tmp_path / "offline")
+    assert not filled.log and equal(weights_of(tmp_path / "out"), weights_of(tmp_path / "offline"))
 
 
 def test_every_recipe_s_defaults_are_found_by_their_ids(
