@@ -9,22 +9,22 @@ from typing import cast
 import torch
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
-from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.errors import UserError
 from dcr_hf.hub import local_folder, model_folder
 from dcr_hf.llava.conversations import CHAT_TEMPLATE, IMAGE
 from dcr_hf.llava.folder import MODEL_FILES, LlavaFolder, made_whole, processor_for, save_processor
 from dcr_hf.llava.swap import new_projector
+from dcr_hf.llava.tokenizer import read_tokenizer
 from dcr_hf.llava.tower import Tower, read_tower
 from dcr_hf.llava.weights import Read, rewrite, weight_files
 from dcr_hf.models.headers import read_header
-from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_config
+from dcr_hf.models.reading import read_config
 
 _ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # a row for each token
 _MULTIPLE = 64  # of rows: what GPUs like
@@ -70,8 +70,7 @@ def read_parts(encoder: str, language_model: str) -> Parts:
     tower = read_tower(encoder)
     folder, text = read_language_model(language_model)
     # Padded on the left for generation; training pads its own batches.
-    with as_user_error(f"language model {language_model!r}: tokenizer", *SIDE_FILE_ERRORS):
-        tokenizer = _with_image_token(AutoTokenizer.from_pretrained(folder, padding_side="left"))
+    tokenizer = _with_image_token(read_tokenizer(f"language model {language_model!r}", folder, padding_side="left"))
     config = _config(tower, text, tokenizer, read_header(language_model, "language model").dtype)
     processor = processor_for(tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE)
     return Parts(tower, language_model, LlavaFolder(f"{encoder} + {language_model}", Path(), config, processor))

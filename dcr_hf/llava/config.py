@@ -50,6 +50,12 @@ class LlavaRecipe(RunControl):
         16, "Conversations per device in instruct; LLaVA uses 8 devices.", BUDGET, Role.STAGE
     )
 
+    align_pad: bool = option(
+        False,
+        "Pad the images of align to squares, as those of instruct are; LLaVA's script cuts their centre out.",
+        DATA,
+    )
+
     def __post_init__(self):
         for name in ("align_batch_size", "instruct_batch_size"):
             if getattr(self, name) < 1:

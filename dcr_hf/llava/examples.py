@@ -13,7 +13,14 @@ from transformers import LlavaProcessor
 from dcr_hf.data.bad_images import SkipWindow
 from dcr_hf.data.images import BadImageError, decode_image
 from dcr_hf.errors import NotFoundError, UserError
-from dcr_hf.llava.conversations import IGNORED, Piece, caption_pieces, conversation_pieces, encode
+from dcr_hf.llava.conversations import (
+    IGNORED,
+    Piece,
+    WordTokenizer,
+    caption_pieces,
+    conversation_pieces,
+    encode,
+)
 
 _LOOKED_AT = 100  # images, before a run begins
 
@@ -52,6 +59,7 @@ class Examples(Dataset):
         self.lengths: list[int] = list(records["length"])
         self.option = option
         self._window = SkipWindow(max_bad_fraction, option)
+        self._tokenize = WordTokenizer(processor.tokenizer)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -81,9 +89,8 @@ class Examples(Dataset):
                 yield candidate
 
     def _example(self, row: dict) -> dict:
-        tokenizer, image_token = self.processor.tokenizer, self.processor.image_token_id
-        pieces = self.pieces(row)
-        ids, labels = encode(pieces, tokenizer, image_token, self.image_tokens, self.max_length)
+        image_token = self.processor.image_token_id
+        ids, labels = encode(self.pieces(row), self._tokenize, image_token, self.image_tokens, self.max_length)
         if all(label == IGNORED for label in labels):
             raise BadImageError("no answer within the length")
         pixels = None
@@ -97,7 +104,8 @@ class Examples(Dataset):
         """What a row says, in the template of its stage."""
         if not row["questions"]:
             return caption_pieces(row["answers"][0])
-        return conversation_pieces(row["questions"], row["answers"], self.processor.tokenizer.eos_token)
+        end = self.processor.tokenizer.eos_token
+        return conversation_pieces(row["questions"], row["answers"], end, has_image=row["image"] is not None)
 
     def _pixels(self, name: str) -> Tensor:
         try:

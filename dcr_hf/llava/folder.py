@@ -13,6 +13,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.export import ExportError
 from dcr_hf.hub import check_weights, local_folder, model_folder
+from dcr_hf.llava.tokenizer import read_tokenizer
 from dcr_hf.llava.tower import KINDS, Tower
 from dcr_hf.llava.weights import canonical, opened, weight_files
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, read_json
@@ -101,6 +102,7 @@ def read_llava(path_or_id: str) -> LlavaFolder:
             f"LLaVA {path_or_id!r} has no LlavaProcessor, but a {type(processor).__name__}: processor_config.json, "
             "preprocessor_config.json or the tokenizer is missing."
         )
+    processor.tokenizer = read_tokenizer(f"LLaVA {path_or_id!r}", folder)
     check_weights(path_or_id, what="LLaVA")
     return LlavaFolder(path_or_id, folder, config, processor)
 

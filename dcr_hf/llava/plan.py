@@ -27,6 +27,8 @@ class LlavaStagePlan:
         trains_language: the language model, or adapters of it, is trained beside the projector.
         projector_learning_rate: where it is not `args.learning_rate`.
         data, images: LLaVA's JSON, and the folder that its image paths start from.
+        pads: images are padded to squares; else their centre is cut out, or they are squashed, as the tower's image
+            processor does.
         captions: the JSON's records are captions of images.
         earlier: folders of results whose weights it starts from, where they are there.
         facts: what a resume compares: every option that changes the result of the stage, with the value that runs.
@@ -39,6 +41,7 @@ class LlavaStagePlan:
     data: str | None
     images: str | None
     captions: bool
+    pads: bool
     earlier: tuple[Path, ...]
     facts: dict[str, Any]
 
@@ -96,6 +99,7 @@ def _align(recipe: LlavaRecipe, args: LlavaTraining) -> LlavaStagePlan:
         data=recipe.align_data,
         images=recipe.align_images,
         captions=True,
+        pads=recipe.align_pad,
         earlier=(),
         facts=_facts(recipe, own, without=INSTRUCT),
     )
@@ -114,6 +118,7 @@ def _instruct(recipe: LlavaRecipe, args: LlavaTraining) -> LlavaStagePlan:
         data=recipe.instruct_data,
         images=recipe.instruct_images,
         captions=False,
+        pads=True,
         earlier=(args.folder / ALIGN / _TRAINED,),
         facts=_facts(recipe, own, without=ALIGN),
     )

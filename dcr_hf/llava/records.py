@@ -1,6 +1,7 @@
 """LLaVA's JSON of conversations: read, and every fault named by its id before anything is loaded."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import datasets
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.llava.conversations import IMAGE, image_first
+
+logger = logging.getLogger(__name__)
 
 _NAMED = 5
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
@@ -27,21 +30,24 @@ class _Fault(ValueError):
     """What is wrong with one record."""
 
 
-def read_records(file: str, captions: bool) -> datasets.Dataset:
+def read_records(file: str, captions: bool, max_bad_fraction: float) -> datasets.Dataset:
     """Rows of FEATURES, in Arrow's memory. `length` counts words, as LLaVA does; of text without image it is negative.
+
+    Records that cannot be used are left out, and a warning names them by id.
 
     Args:
         captions: each record is one image and its caption.
+        max_bad_fraction: the largest share of such records.
 
     Raises:
         NotFoundError: no such file.
-        UserError: not LLaVA's format; or records that cannot be used, named by id.
+        UserError: not LLaVA's format; or too many records that cannot be used.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         raise NotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
     with as_user_error(f"{file} is no JSON", ValueError), as_user_error(file, OSError):
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(records, list) or not records:
         raise UserError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
     read = _read_caption if captions else _read_conversation
@@ -53,10 +59,14 @@ def read_records(file: str, captions: bool) -> datasets.Dataset:
             faults.append(f"{_name(record, number)}: {fault}")
     if faults:
         more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-        raise UserError(
-            f"{file}: {len(faults)} of {len(records)} conversations cannot be used. {'; '.join(faults[:_NAMED])}"
-            f"{more}. Correct or remove them."
-        )
+        said = f"{file}: {len(faults)} of {len(records)} conversations cannot be used"
+        named = f"{'; '.join(faults[:_NAMED])}{more}."
+        if not rows or len(faults) > max_bad_fraction * len(records):
+            raise UserError(
+                f"{said}, more than --max_bad_fraction {max_bad_fraction}. {named} Correct them, or raise "
+                "--max_bad_fraction to leave them out."
+            )
+        logger.warning("%s and are left out. %s", said, named)
     return datasets.Dataset.from_list(rows, features=FEATURES)
 
 
@@ -65,7 +75,7 @@ def _name(record, number: int) -> str:
     return f"id {record['id']!r}" if named else f"number {number}, without id"
 
 
-def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], list[str]]]) -> dict:
+def _row(record, place: int, read: Callable[[Turns, bool], tuple[list[str], list[str]]]) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise _Fault("no list of conversations")
     image = record.get("image")
@@ -73,6 +83,9 @@ def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], lis
         if len(image) != 1:
             raise _Fault(f"{len(image)} images, where LLaVA-1.5 takes one")
         image = image[0]
+    if image is not None:
+        _check_text(image, "an image's name")
+    _check_text(str(record.get("id", "")), "an id")
     turns = [_turn(turn) for turn in record["conversations"]]
     if turns and turns[0][0] == "gpt":  # shared chats may begin in the middle; LLaVA leaves that answer out
         turns = turns[1:]
@@ -82,11 +95,12 @@ def _row(record, number: int, read: Callable[[Turns, bool], tuple[list[str], lis
     turns = turns[: len(turns) // 2 * 2]  # a question after the last answer teaches nothing
     if not turns:
         raise _Fault("no answer")
-    _check_images(turns, image is not None)
+    if image is not None:
+        _check_image_mark(turns)
     questions, answers = read(turns, image is not None)
     words = sum(len(said.split()) for _, said in turns)
     return {
-        "id": str(record.get("id", number)),
+        "id": str(record.get("id", place)),
         "image": image,
         "questions": questions,
         "answers": answers,
@@ -100,19 +114,26 @@ def _turn(turn) -> tuple[str, str]:
     role = _ROLES.get(str(turn.get("from")))
     if role is None:
         raise _Fault(f"a turn from {turn.get('from')!r}, neither human nor gpt")
+    _check_text(turn["value"], "words")
     return role, turn["value"]
 
 
-def _check_images(turns: Turns, has_image: bool) -> None:
+def _check_text(text, what: str) -> None:
+    if not isinstance(text, str):
+        raise _Fault(f"{what} that is {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Fault(f"{what} with half of a surrogate pair ({text[error.start]!r}), which is no character") from error
+
+
+def _check_image_mark(turns: Turns) -> None:
+    """In an answer, or where there is no image, IMAGE is a word."""
     marks = sum(said.count(IMAGE) for role, said in turns if role == "human")
-    if any(IMAGE in said for role, said in turns if role == "gpt"):
-        raise _Fault(f"{IMAGE} in an answer")
-    if has_image and marks == 0:
+    if marks == 0:
         raise _Fault(f"an image, and no {IMAGE} in the questions")
     if marks > 1:
         raise _Fault(f"{marks} {IMAGE}, where LLaVA-1.5 takes one")
-    if marks and not has_image:
-        raise _Fault(f"{IMAGE}, and no image")
 
 
 def _read_caption(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
@@ -122,4 +143,5 @@ def _read_caption(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
 
 
 def _read_conversation(turns: Turns, has_image: bool) -> tuple[list[str], list[str]]:
-    return [image_first(said) for _, said in turns[::2]], [said for _, said in turns[1::2]]
+    asked = [said for _, said in turns[::2]]
+    return [image_first(said) for said in asked] if has_image else asked, [said for _, said in turns[1::2]]

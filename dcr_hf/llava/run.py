@@ -167,7 +167,7 @@ def _llava(beginning: LlavaFolder | Parts) -> LlavaFolder:
 def _records(recipe: LlavaRecipe, plan: LlavaStagePlan) -> datasets.Dataset:
     if plan.data is None:
         raise UserError(f"--stage {recipe.stage} needs --{plan.name}_data, LLaVA's JSON of conversations.")
-    records = read_records(plan.data, captions=plan.captions)
+    records = read_records(plan.data, plan.captions, plan.args.max_bad_fraction)
     check_images(records, plan.images, f"{plan.name}_images")
     return records
 
@@ -222,7 +222,7 @@ def _examples(plan: LlavaStagePlan, records: datasets.Dataset, start: LlavaFolde
     return Examples(
         records,
         plan.images,
-        training_processor(start),
+        training_processor(start, plan.pads),
         start.tower.image_tokens,
         plan.args.model_max_length,
         plan.args.max_bad_fraction,

@@ -20,11 +20,11 @@ from dcr_hf.llava.weights import rewrite, weight_files
 from dcr_hf.training.fit import tensorboard
 
 
-def training_processor(start: LlavaFolder) -> LlavaProcessor:
-    """The processor of training and of what comes of it: images padded to squares, LLaVA-1.5's template."""
+def training_processor(start: LlavaFolder, pads: bool = True) -> LlavaProcessor:
+    """The processor of training and, where it `pads` images to squares, of what comes of it; LLaVA-1.5's template."""
     image_token = start.processor.image_token
     tokenizer = start.processor.tokenizer
-    return processor_for(start.tower, tokenizer, pads=True, chat_template=CHAT_TEMPLATE, image_token=image_token)
+    return processor_for(start.tower, tokenizer, pads, chat_template=CHAT_TEMPLATE, image_token=image_token)
 
 
 def build_model(plan: LlavaStagePlan, start: LlavaFolder) -> TrainedLlava:

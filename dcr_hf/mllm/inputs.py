@@ -1,13 +1,16 @@
 """Questions and images as inputs of LLaVA-1.5: its conversation, images padded to squares. Runs in workers."""
 
+import sys
+
 from PIL import Image
 from transformers import BatchFeature
 
-from dcr_hf.llava.conversations import IMAGE, conversation_pieces
+from dcr_hf.llava.conversations import IMAGE, WordTokenizer, conversation_pieces, encode
 from dcr_hf.llava.folder import LlavaFolder, processor_for
 
 # LLaVA was trained and evaluated with system sentences that the hub's processors omit.
-TEMPLATE = conversation_pieces([f"{IMAGE}\n{{}}"], [""], "")[0].text
+TEMPLATE = "".join(piece.text for piece in conversation_pieces([f"{IMAGE}\n{{}}"], [""], "", has_image=True)[:-1])
+TOKENIZED = "around the image"  # part of what replies depend on
 
 
 class Conversations:
@@ -24,8 +27,16 @@ class Conversations:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
         self.processor = processor_for(folder.tower, tokenizer, pads=True)
+        self.image_tokens = folder.tower.image_tokens
+        self._tokenize = WordTokenizer(tokenizer)
 
     def __call__(self, images: list[Image.Image], prompts: list[str]) -> BatchFeature:
-        # "<image>" in a question would ask for a second image.
-        words = [TEMPLATE.format(prompt.replace(IMAGE, "image")) for prompt in prompts]
-        return self.processor(images=images, text=words, padding=True, return_tensors="pt")
+        ids = [self._ids(prompt) for prompt in prompts]
+        batch = self.tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt")
+        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return BatchFeature({**batch, "pixel_values": pixels})
+
+    def _ids(self, prompt: str) -> list[int]:
+        pieces = conversation_pieces([f"{IMAGE}\n{prompt}"], [""], "", has_image=True)[:-1]
+        ids, _ = encode(pieces, self._tokenize, self.processor.image_token_id, self.image_tokens, sys.maxsize)
+        return ids

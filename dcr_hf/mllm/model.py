@@ -14,7 +14,7 @@ from dcr_hf.evaluation.embedding.encoders import DTYPES
 from dcr_hf.evaluation.embedding.identity import hash_files, weights_revision
 from dcr_hf.evaluation.readers.decode import decode_image
 from dcr_hf.llava.folder import read_llava
-from dcr_hf.mllm.inputs import TEMPLATE, Conversations
+from dcr_hf.mllm.inputs import TEMPLATE, TOKENIZED, Conversations
 from dcr_hf.mllm.questions import QuestionSet
 from dcr_hf.models.loading import load_complete
 
@@ -90,6 +90,7 @@ class Llava:
             "settings": hash_files(files),
             "dtype": self.dtype,
             "template": TEMPLATE,
+            "tokenized": TOKENIZED,
             "max_new_tokens": self.max_new_tokens,
         }
 

@@ -5,11 +5,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from dcr_hf.llava.folder import processor_for
+from dcr_hf.llava.tokenizer import read_tokenizer
 from dcr_hf.llava.tower import read_tower
 from helpers.images import encoded, photographs
 from helpers.tiny_models import save_clip, save_siglip
@@ -55,6 +64,38 @@ def llama_tokenizer() -> LlamaTokenizer:
     tokens = [*dict.fromkeys(tokens)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return LlamaTokenizer(vocab=vocabulary, merges=[*dict.fromkeys(merges)], add_bos_token=True)
+
+
+def save_sentencepiece(folder: Path, legacy: bool | None, spaces: int = 0) -> LlamaTokenizer:
+    """Vicuna's kind of tokenizer: sentencepiece's tokenizer.model with a configuration, by `read_tokenizer`."""
+    sentences = ["what is this cat", "USER ASSISTANT a chat between a curious user", "helpful, detailed and polite"]
+    (folder / "sentences.txt").write_text("\n".join(sentences * 50))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "sentences.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        hard_vocab_limit=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    if spaces:  # Llama's model has runs of them, all with this score
+        model = import_protobuf().ModelProto()
+        model.ParseFromString((folder / "tokenizer.model").read_bytes())
+        for length in range(2, spaces + 1):
+            model.pieces.add(piece="▁" * length, score=-1e9)
+        (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
+    config |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    config |= {} if legacy is None else {"legacy": legacy}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return read_tokenizer("tokenizer", folder)
 
 
 def text_config(tokens: int, **changes) -> LlamaConfig:

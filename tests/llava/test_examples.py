@@ -35,7 +35,7 @@ def data(tmp_path):
 
 def examples(data, processor, captions=False, max_length=2048, max_bad_fraction=0.1):
     name = "align" if captions else "instruct"
-    records = read_records(str(data[f"{name}_data"]), captions)
+    records = read_records(str(data[f"{name}_data"]), captions, max_bad_fraction)
     folder = str(data[f"{name}_images"])
     return Examples(records, folder, processor, 256, max_length, max_bad_fraction, f"--{name}_images")
 
@@ -106,11 +106,11 @@ def test_no_usable_image_at_all_is_an_error_and_not_an_endless_search(data, proc
     for file in (data["align_images"] / "coco").iterdir():
         file.write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"none of 12 conversations like 'c5' .* not an image\. Are --align_images"):
-        examples(data, processor, captions=True)[5]
+        examples(data, processor, captions=True, max_bad_fraction=0.1)[5]
 
 
 def test_the_folder_of_the_images_is_checked_before_anything_else(data, tmp_path):
-    records = read_records(str(data["align_data"]), captions=True)
+    records = read_records(str(data["align_data"]), captions=True, max_bad_fraction=0.1)
     check_images(records, str(data["align_images"]), "align_images")
     with pytest.raises(ValueError, match="--align_images is needed: the folder that image paths such as"):
         check_images(records, None, "align_images")

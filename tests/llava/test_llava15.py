@@ -95,7 +95,7 @@ def test_both_stages_from_the_command_line_make_a_llava_that_answers(uninterrupt
     processor = AutoProcessor.from_pretrained(uninterrupted / "llava", backend="pil")
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
-    assert prompt.endswith("questions. USER: <image>\nWhat is this? ASSISTANT:")
+    assert prompt.endswith("questions. USER: <image> \nWhat is this? ASSISTANT:")
     inputs = processor(images=photographs(2), text=[prompt] * 2, return_tensors="pt", padding=True)
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, inputs.input_ids.shape[1] + 2)
     assert processor.image_processor.do_pad

@@ -41,16 +41,17 @@ def test_inputs_are_llavas_conversation_about_the_padded_image(llava):
     wide = photographs(1)[0].crop((0, 0, 96, 30))
     square = Image.new("RGB", (96, 96), tuple(int(255 * value) for value in MEAN))
     square.paste(wide, (0, 33))
-    inputs = conversations([wide, photographs(2)[1]], ["A <image>?", "A much longer question?"])
+    inputs = conversations([wide, photographs(2)[1]], ["A picture?", "A much longer question?"])
     short, long = inputs["input_ids"]
     asked = (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. USER: <image>\nA image? ASSISTANT:"
+        "detailed, and polite answers to the user's questions. USER: <image>\nA picture? ASSISTANT:"
     )
     image, pad = conversations.processor.image_token_id, conversations.tokenizer.pad_token_id
-    words = conversations.tokenizer(asked)["input_ids"]
+    before, behind = (part for part in asked.split("<image>", 1))
+    words = [conversations.tokenizer(part)["input_ids"] for part in (before, behind)]
     said = [token for token in short.tolist() if token not in (image, pad)]
-    assert said == [token for token in words if token != image]
+    assert said == words[0] + words[1][1:]  # without its <s>
     assert (short == image).sum() == (long == image).sum() == 16  # 32 pixels in patches of 8
     assert short[0] == pad and short[-1] == long[-1] != pad  # on the left
     assert inputs["attention_mask"].sum(dim=1).tolist() == [(short != pad).sum(), len(long)]
