@@ -1,24 +1,29 @@
 """OpenAI-format names, layouts and sizes -> those of transformers' CLIPModel."""
 
 import re
+import zipfile
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, PreTrainedModel
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import local_folder
+from dcr_hf.models.families import read_encoder_config
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.reading import SIDE_FILE_ERRORS, TORCH_FILE_ERRORS
 
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
-# The format does not store the number of heads: 64 channels each, except in open_clip's ViT-H, g and bigG.
+# The format does not store the number of heads: 64 channels each, except in the vision towers of open_clip's ViT-H, g,
+# bigG and e. Text towers of the same widths have 64 (bigG: 20 heads).
 HEAD_WIDTH = 64
-HEADS = {1280: 16, 1408: 16, 1664: 16}
+VISION_HEADS = {1280: 16, 1408: 16, 1664: 16, 1792: 16}
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "clip.", "clip_model.", "model.")
 _LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -49,35 +54,79 @@ _IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The unwrapped weights of a `.pt` file; runs no code that the file holds.
+    """The weights of a CLIP in a `.pt`, `.pth` or `.safetensors` file, under OpenAI's names; runs no code of the file.
+
+    The CLIP may lie anywhere in a larger model (as DIVA saves its whole trainer), and the vision tower may lie there
+    alone, without `visual.` (as un2CLIP saves it).
 
     Raises:
         NotFoundError: no such file.
-        UserError: a TorchScript archive, a pickle of more than tensors, or not a CLIP with a vision transformer.
+        UserError: a TorchScript archive, a pickle of more than tensors, or not one CLIP with a vision transformer.
     """
     if not path.is_file():
         raise NotFoundError(f"no file {path}: give OpenAI-format CLIP weights, a .pt state dict.")
+    content = _unwrapped(path)
+    content, prefix, bare = _clip_inside(path, content)
+    named = {f"visual.{name}" if bare else name: value for name, value in content.items()}
+    if "visual.conv1.weight" not in named or "visual.proj" not in named:
+        raise UserError(
+            f"{path} has no {prefix}visual.proj of a vision transformer in OpenAI's format; its first names are "
+            f"{', '.join(list(named)[:4])}."
+        )
+    return {name: value.float() for name, value in named.items() if name.split(".")[-1] not in _IGNORED}
+
+
+def _unwrapped(path: Path) -> dict[str, Tensor]:
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: a broken download? Fetch it again.")
+    if path.suffix == ".safetensors":
+        with as_user_error(str(path), OSError, SafetensorError):
+            return load_file(path)
+    if _is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript archive, which holds code and is not opened. What OpenAI publishes so "
+            "is on the hub, openai/clip-vit-*. Of another one that you trust, save the weights alone: "
+            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pt')."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_FILE_ERRORS as error:
         raise UserError(
             f"{path} is not a plain state dict, or is damaged ({type(error).__name__}); other files are not opened, "
-            "since they may hold code. A TorchScript archive (as OpenAI publishes) is not needed: its weights are on "
-            "the hub, openai/clip-vit-*. Else save the weights alone: torch.save(model.state_dict(), F)."
+            "since they may hold code. Save the weights alone: torch.save(model.state_dict(), FILE)."
         ) from None
     while isinstance(content, dict) and (wrapper := next((name for name in _WRAPPERS if name in content), None)):
         content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds {type(content).__name__}, not a dictionary of tensors (a state dict).")
-    for prefix in _PREFIXES:
-        if any(name.startswith(f"{prefix}visual.") for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    if "visual.conv1.weight" not in content or "visual.proj" not in content:
+    return content
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _clip_inside(path: Path, content: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, bool]:
+    """The CLIP's own weights, without the prefix that they have in the file; that prefix; whether it is the vision
+    tower alone."""
+    end = "visual.conv1.weight"
+    prefixes = [name.removesuffix(end) for name in content if name == end or name.endswith(f".{end}")]
+    bare = not prefixes
+    if bare:
+        end = "class_embedding"
+        prefixes = [name.removesuffix(end) for name in content if name == end or name.endswith(f".{end}")]
+    if len(prefixes) != 1:
+        found = f"{len(prefixes)} CLIPs, at {', '.join(prefixes[:3])}" if prefixes else "none"
         raise UserError(
-            f"{path} has no visual.conv1.weight and visual.proj of a vision transformer in OpenAI's format; its first "
-            f"names are {', '.join(list(content)[:4])}."
+            f"{path}: the weights of one CLIP with a vision transformer, in OpenAI's format, are wanted "
+            f"(visual.conv1.weight ...); found {found}. Its first names are {', '.join(list(content)[:4])}."
         )
-    return {name: value.float() for name, value in content.items() if name.split(".")[-1] not in _IGNORED}
+    prefix = prefixes[0]
+    inside = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    return inside, prefix, bare
 
 
 def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,6 +157,7 @@ def convert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def infer_config(weights: dict[str, Tensor], activation: str) -> CLIPConfig:
     """The configuration, by the weights' shapes; `weights` have OpenAI's names, text tower included."""
+    heads = VISION_HEADS.get(weights["visual.class_embedding"].shape[0])
     patches, width = weights["visual.positional_embedding"].shape
     patch = weights["visual.conv1.weight"].shape[-1]
     length, text_width = weights["positional_embedding"].shape
@@ -118,7 +168,7 @@ def infer_config(weights: dict[str, Tensor], activation: str) -> CLIPConfig:
             "hidden_size": width,
             "image_size": patch * round((patches - 1) ** 0.5),
             "patch_size": patch,
-            **_tower(weights, "visual.transformer.", width, activation),
+            **_tower(weights, "visual.transformer.", width, activation, heads),
         },
         text_config={
             "hidden_size": text_width,
@@ -132,36 +182,46 @@ def infer_config(weights: dict[str, Tensor], activation: str) -> CLIPConfig:
     )
 
 
-def _tower(weights: dict[str, Tensor], prefix: str, width: int, activation: str) -> dict:
+def _tower(
+    weights: dict[str, Tensor], prefix: str, width: int, activation: str, heads: int | None = None
+) -> dict[str, Any]:
     layers = {name.removeprefix(prefix).split(".")[1] for name in weights if name.startswith(f"{prefix}resblocks.")}
     return {
         "num_hidden_layers": len(layers),
-        "num_attention_heads": HEADS.get(width, max(1, width // HEAD_WIDTH)),
+        "num_attention_heads": heads or max(1, width // HEAD_WIDTH),
         "intermediate_size": len(weights[f"{prefix}resblocks.0.mlp.c_fc.weight"]),
         "hidden_act": activation,
     }
 
 
-def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_gelu") -> PreTrainedModel:
+def convert(path: Path, output_dir: Path, base: str, activation: str | None = None) -> PreTrainedModel:
     """Write a CLIPModel folder with image processor and tokenizer; returns the model.
 
     Args:
-        base: CLIP folder or hub id that gives the tokenizer, and the text side if the file has none.
-        activation: `quick_gelu` for OpenAI's and MetaCLIP's models and those tuned from them, else `gelu`.
+        base: CLIP folder or hub id that gives the tokenizer; the text side, if the file has none; and the activation.
+        activation: `quick_gelu` for OpenAI's and MetaCLIP's models and those tuned from them, else `gelu`; None takes
+            the base's.
 
     Raises:
-        NotFoundError, UserError: as `read_state_dict` and `convert_names`; also if the two sides do not fit.
+        NotFoundError, UserError: as `read_state_dict` and `convert_names`; also if the two sides do not fit, or the
+            activation is not given and the base is of another size.
     """
     from transformers import CLIPImageProcessor  # prints a warning when imported
 
+    base_config, _ = read_encoder_config(base)
+    if not isinstance(base_config, CLIPConfig):
+        raise UserError(f"--base {base!r} is a {base_config.model_type!r}; a CLIP is needed.")
     weights = read_state_dict(path)
     converted = convert_names(weights)
+    activation = activation or _activation_of(base, base_config, weights)
     with as_user_error(f"--base {base!r}: tokenizer", *SIDE_FILE_ERRORS):
         tokenizer = AutoTokenizer.from_pretrained(local_folder(base, what="--base"))
     if "token_embedding.weight" in weights:
         model: PreTrainedModel = CLIPModel(infer_config(weights, activation))
     else:
-        model = load_dual_encoder(base)
+        cast(CLIPVisionConfig, base_config.vision_config).hidden_act = activation
+        model = CLIPModel(base_config)
+        model.load_state_dict(load_dual_encoder(base).state_dict())
     state = model.state_dict()
     missing = [name for name in state if name not in converted]
     if "token_embedding.weight" not in weights:
@@ -182,3 +242,16 @@ def convert(path: Path, output_dir: Path, base: str, activation: str = "quick_ge
     ).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     return model.eval()
+
+
+def _activation_of(base: str, config: CLIPConfig, weights: dict[str, Tensor]) -> str:
+    """The base's, if it is a model of the same size: the weights do not say."""
+    width, vision = weights["visual.class_embedding"].shape[0], cast(CLIPVisionConfig, config.vision_config)
+    is_whole = "token_embedding.weight" in weights
+    if is_whole and vision.hidden_size != width:
+        raise UserError(
+            f"the vision tower is {width} wide and that of --base {base!r} {vision.hidden_size}: it "
+            "cannot say what the file does not hold, its activation. Give the --base that the weights "
+            "were tuned from, or --activation: quick_gelu for OpenAI's and MetaCLIP's models, gelu for most others."
+        )
+    return str(vision.hidden_act)

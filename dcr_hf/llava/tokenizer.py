@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import sentencepiece
 from tokenizers.models import BPE
@@ -27,10 +28,10 @@ def read_tokenizer(who: str, folder: Path, **options) -> PreTrainedTokenizerBase
         UserError: broken or missing files.
     """
     with as_user_error(f"{who}: tokenizer", *SIDE_FILE_ERRORS):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
         if not isinstance(tokenizer, LlamaTokenizer):
             return tokenizer
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options, legacy=_legacy(who, folder))
+        tokenizer = cast(LlamaTokenizer, AutoTokenizer.from_pretrained(folder, **options, legacy=_legacy(who, folder)))
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
             _order_merges(tokenizer, folder / "tokenizer.model")

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
 from dcr_hf.convert import convert, convert_names, read_state_dict
 from dcr_hf.convert.__main__ import main
+from dcr_hf.convert.openai_format import infer_config
+from dcr_hf.errors import UserError
 from helpers.tiny_models import MEAN, clip_tokenizer
 
 
@@ -96,7 +98,7 @@ def test_computes_the_same(openai_clip, clip_folder, tmp_path, wrap):
     weights = {f"module.{name}": value for name, value in openai_clip.state_dict().items()}
     weights["module.input_resolution"] = torch.tensor(32)
     torch.save(wrap(weights), tmp_path / "clip.pt")
-    main([str(tmp_path / "clip.pt"), str(tmp_path / "out"), "--base", str(clip_folder)])
+    main([str(tmp_path / "clip.pt"), str(tmp_path / "out"), "--base", str(clip_folder), "--activation", "quick_gelu"])
     model, report = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     pixels = torch.randn(2, 3, 32, 32)
@@ -118,12 +120,98 @@ def test_vision_side_alone_takes_the_base_s_text_side(openai_clip, clip_folder, 
     with pytest.raises(ValueError, match=r"vision_model.embeddings.class_embedding has shape \(128,\)"):
         convert(tmp_path / "vision.pt", tmp_path / "out", str(clip_folder))
     torch.save(openai_clip.state_dict(), tmp_path / "complete.pt")
-    convert(tmp_path / "complete.pt", tmp_path / "base", str(clip_folder))
+    convert(tmp_path / "complete.pt", tmp_path / "base", str(clip_folder), "quick_gelu")
     vision["visual.proj"] = vision["visual.proj"] + 1
     torch.save(vision, tmp_path / "vision.pt")
     model = convert(tmp_path / "vision.pt", tmp_path / "out", str(tmp_path / "base")).state_dict()
     torch.testing.assert_close(model["visual_projection.weight"], complete["visual_projection.weight"] + 1)
     torch.testing.assert_close(model["text_projection.weight"], complete["text_projection.weight"])
+
+
+def below(prefix, weights):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda weights: (
+            {f"class_model.model.{name}": value for name, value in weights.items()}
+            | {"unet.x": weights["logit_scale"]}
+        ),
+        lambda weights: {f"module.clip.module.{name}": value for name, value in weights.items()},
+        lambda weights: {"model": {"state_dict": {f"model.{name}": value for name, value in weights.items()}}},
+    ],
+    ids=["DIVA, which saves its trainer", "doubled prefixes", "doubled wrappers"],
+)
+def test_the_clip_is_found_wherever_it_lies(openai_clip, tmp_path, saved):
+    weights = openai_clip.state_dict()
+    torch.save(saved(weights), tmp_path / "clip.pth")
+    read = read_state_dict(tmp_path / "clip.pth")
+    assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.vision."])
+def test_un2clip_saves_the_vision_tower_without_its_name(openai_clip, tmp_path, prefix):
+    weights = openai_clip.visual.state_dict()
+    torch.save(below(prefix, weights), tmp_path / "visual.pt")
+    save_file(below(prefix, weights), tmp_path / "visual.safetensors")
+    for file in ("visual.pt", "visual.safetensors"):
+        read = read_state_dict(tmp_path / file)
+        assert read.keys() == {f"visual.{name}" for name in weights}
+        assert torch.equal(read["visual.proj"], weights["proj"])
+
+
+def test_two_clips_in_a_file_are_refused(openai_clip, tmp_path):
+    weights = openai_clip.state_dict()
+    both = {f"{which}.{name}": value for which in ("student", "teacher") for name, value in weights.items()}
+    torch.save(both, tmp_path / "both.pt")
+    with pytest.raises(UserError, match=r"found 2 CLIPs, at student\., teacher\."):
+        read_state_dict(tmp_path / "both.pt")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_torchscript_archive_is_not_opened_and_the_way_out_works(openai_clip, tmp_path):
+    torch.jit.save(
+        torch.jit.trace(openai_clip.visual, torch.zeros(1, 3, 32, 32), check_trace=False), tmp_path / "visual.pt"
+    )
+    with pytest.raises(UserError, match=r"TorchScript archive.*save the weights alone: torch\.save\(torch\.jit\.load"):
+        read_state_dict(tmp_path / "visual.pt")
+    weights = torch.jit.load(tmp_path / "visual.pt", map_location="cpu").state_dict()
+    torch.save(weights, tmp_path / "weights.pt")
+    assert torch.equal(read_state_dict(tmp_path / "weights.pt")["visual.proj"], openai_clip.visual.proj)
+
+
+def test_the_activation_is_the_base_s_where_it_is_not_given(openai_clip, clip_folder, tmp_path):
+    torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
+    vision = {name: value for name, value in openai_clip.state_dict().items() if name.startswith("visual.")}
+    torch.save(vision, tmp_path / "vision.pt")
+    for given in ("gelu", "quick_gelu"):
+        convert(tmp_path / "clip.pt", tmp_path / given, str(clip_folder), given)
+        for file in ("clip.pt", "vision.pt"):
+            config = convert(tmp_path / file, tmp_path / f"{given}-{file}", str(tmp_path / given)).config
+            assert (config.vision_config.hidden_act, config.text_config.hidden_act) == (given, given)
+    config = convert(tmp_path / "vision.pt", tmp_path / "asked", str(tmp_path / "quick_gelu"), "gelu").config
+    assert (config.vision_config.hidden_act, config.text_config.hidden_act) == ("gelu", "quick_gelu")
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "heads"),
+    [
+        ((1024, 14), 768, (16, 12)),
+        ((1280, 14), 1024, (16, 16)),
+        ((1664, 14), 1280, (16, 20)),
+        ((1792, 14), 1280, (16, 20)),
+    ],
+    ids=["L", "H", "bigG", "e"],
+)
+def test_each_tower_has_its_own_number_of_heads(vision, text, heads):
+    """By open_clip's model configurations."""
+    with torch.device("meta"):
+        clip = OpenAIClip(49408, width=text, out=text)
+        clip.visual = Visual(width=vision, patch=14, side=16, out=text)
+    config = infer_config(clip.state_dict(), "gelu")
+    assert (config.vision_config.num_attention_heads, config.text_config.num_attention_heads) == heads
 
 
 class Evil:
@@ -149,7 +237,7 @@ def test_runs_no_code(tmp_path):
 
 def test_refuses_what_is_no_openai_clip(tmp_path, openai_clip):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
-    with pytest.raises(ValueError, match=r"visual.conv1.weight and visual.proj"):
+    with pytest.raises(ValueError, match=r"of one CLIP with a vision transformer.*found none"):
         read_state_dict(tmp_path / "resnet.pt")
     torch.save({"epoch": 3}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"not a dictionary of tensors"):
@@ -164,21 +252,29 @@ def test_image_processor_has_openai_s_statistics(openai_clip, clip_folder, tmp_p
     from dcr_hf.evaluation.embedding.inputs import ImageProcessor
 
     torch.save(openai_clip.state_dict(), tmp_path / "clip.pt")
-    convert(tmp_path / "clip.pt", tmp_path / "out", str(clip_folder))
+    convert(tmp_path / "clip.pt", tmp_path / "out", str(clip_folder), "gelu")
     processor = ImageProcessor("the copy", str(tmp_path / "out"), 32)
     assert processor.processor.image_mean[0] == 0.48145466 != MEAN[0]
 
 
 def test_a_users_mistake_ends_in_one_line(openai_clip, clip_folder, tmp_path, refusal):
-    file, base = tmp_path / "clip.pt", ["--base", str(clip_folder)]
+    file, base = tmp_path / "clip.pt", ["--activation", "gelu", "--base", str(clip_folder)]
     torch.save(openai_clip.state_dict(), file)
     assert "is not empty" in refusal(main, [str(file), str(tmp_path), *base])
     assert "is not empty" in refusal(main, [str(file), str(file), *base])
     bare = shutil.copytree(clip_folder, tmp_path / "bare")
     (bare / "tokenizer.json").write_text("{")
-    assert "tokenizer: " in refusal(main, [str(file), str(tmp_path / "out"), "--base", str(bare)])
+    assert "tokenizer: " in refusal(main, [str(file), str(tmp_path / "out"), *base[:-1], str(bare)])
     content = file.read_bytes()
-    for broken in (content[:-1000], content[:100], b"junk", b""):
+    (tmp_path / "whole.pt").write_bytes(content)
+    file.write_bytes(b"")
+    assert "is empty: a broken download?" in refusal(main, [str(file), str(tmp_path / "out"), *base])
+    assert "cannot say what the file does not hold, its activation" in refusal(
+        main, [str(tmp_path / "whole.pt"), str(tmp_path / "out"), *base[2:]]
+    )
+    missing = refusal(main, [str(tmp_path / "whole.pt"), str(tmp_path / "out"), "--base", "none/here"])
+    assert "'none/here' is no folder" in missing
+    for broken in (content[:-1000], content[:100], b"junk"):
         file.write_bytes(broken)
         assert "is not a plain state dict" in refusal(main, [str(file), str(tmp_path / "out"), *base])
     assert not (tmp_path / "out").exists()
