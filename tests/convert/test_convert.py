@@ -197,19 +197,14 @@ def test_the_activation_is_the_base_s_where_it_is_not_given(openai_clip, clip_fo
 
 @pytest.mark.parametrize(
     ("vision", "text", "heads"),
-    [
-        ((1024, 14), 768, (16, 12)),
-        ((1280, 14), 1024, (16, 16)),
-        ((1664, 14), 1280, (16, 20)),
-        ((1792, 14), 1280, (16, 20)),
-    ],
+    [(1024, 768, (16, 12)), (1280, 1024, (16, 16)), (1664, 1280, (16, 20)), (1792, 1280, (16, 20))],
     ids=["L", "H", "bigG", "e"],
 )
 def test_each_tower_has_its_own_number_of_heads(vision, text, heads):
     """By open_clip's model configurations."""
     with torch.device("meta"):
         clip = OpenAIClip(49408, width=text, out=text)
-        clip.visual = Visual(width=vision, patch=14, side=16, out=text)
+        clip.visual = Visual(vision, patch=14, side=16, out=text)
     config = infer_config(clip.state_dict(), "gelu")
     assert (config.vision_config.num_attention_heads, config.text_config.num_attention_heads) == heads
 

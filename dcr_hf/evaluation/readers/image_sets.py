@@ -8,7 +8,7 @@ from typing import Protocol
 import datasets
 import numpy as np
 
-from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.errors import as_user_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -44,11 +44,9 @@ class FileImages:
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Image members of webdataset shards, as a `datasets` table memory-mapped from disk."""
+    """Images of webdataset shards, as a `datasets` table memory-mapped from disk."""
 
     table: datasets.Dataset
-    columns: Sequence[str]
-    """The image columns, one per file extension; each sample has exactly one."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,11 +55,7 @@ class ShardImages:
         return self.table[index]["__key__"]
 
     def read(self, index: int) -> bytes:
-        sample = self.table[index]
-        found = [sample[column]["bytes"] for column in self.columns if sample[column] is not None]
-        if len(found) != 1:
-            raise UserError(f"sample {sample['__key__']} of {sample['__url__']} has {len(found)} images, not one.")
-        return found[0]
+        return self.table[index]["image"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """CLIP_benchmark's layouts: webdataset shards with labels or captions, or a plain folder of class folders."""
 
+import itertools
 import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -18,7 +20,7 @@ from dcr_hf.evaluation.readers.image_sets import (
     ShardImages,
 )
 from dcr_hf.evaluation.readers.locate import Located, locate
-from dcr_hf.files import files_below
+from dcr_hf.files import files_below, is_debris
 
 HUB_PATTERNS = ["*.txt", "test/*"]
 SHARD_LAYOUT = "test/nshards.txt, test/0.tar ... test/{n-1}.tar, classnames.txt, zeroshot_classification_templates.txt"
@@ -47,12 +49,12 @@ def read_captioned(name: str, hub_id: str | None, data_root: Path | None) -> Cap
     """A retrieval set, from shards whose samples hold an image and a .txt of captions, one per line."""
     located = locate(name, hub_id, data_root, HUB_PATTERNS)
     _check_type(name, located.folder, "retrieval")
-    table, columns = _read_table(name, located.folder, "test", "txt")
+    table = _read_table(name, located, "test", "txt")
     captions = [[line.strip() for line in text.splitlines() if line.strip()] for text in table["txt"]]
     for index, lines in enumerate(captions):
         if not lines:
             raise UserError(f"data set {name!r}: sample {table[index]['__key__']} has no caption in its .txt.")
-    return CaptionedImages(name, ShardImages(table, columns), located.source, located.revision, captions)
+    return CaptionedImages(name, ShardImages(table), located.source, located.revision, captions)
 
 
 def is_sharded(folder: Path) -> bool:
@@ -63,12 +65,11 @@ def _labeled_shards(name: str, located: Located, split: str) -> LabeledImages:
     _check_type(name, located.folder, "classification")
     class_names = _class_names(located.folder / "classnames.txt", name)
     templates = _lines(located.folder / "zeroshot_classification_templates.txt", name)
-    table, columns = _read_table(name, located.folder, split, "cls")
-    labels = np.array(table["cls"], dtype=np.int64)
+    table = _read_table(name, located, split, "cls")
+    with as_user_error(f"data set {name!r}: .cls", ValueError):
+        labels = np.array([int(text) for text in table["cls"]], dtype=np.int64)
     return _checked(
-        LabeledImages(
-            name, ShardImages(table, columns), located.source, located.revision, labels, class_names, templates
-        )
+        LabeledImages(name, ShardImages(table), located.source, located.revision, labels, class_names, templates)
     )
 
 
@@ -174,26 +175,55 @@ def _shard_paths(name: str, folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read_table(name: str, folder: Path, split: str, target: str) -> tuple[datasets.Dataset, list[str]]:
-    """The shards as an Arrow table (converted once, then memory-mapped from the `datasets` cache)."""
-    paths = _shard_paths(name, folder / split)
+def _read_table(name: str, located: Located, split: str, target: str) -> datasets.Dataset:
+    """Rows (__key__, __url__, image, `target`), as an Arrow table: made once, then memory-mapped from the `datasets`
+    cache. A sample's image may be of any kind, each of another; its bytes are decoded later, with our limits."""
+    folder = located.folder / split
+    features = {name: datasets.Value("string") for name in ("__key__", "__url__", target)}
     try:
         with PartialState().main_process_first():
-            table = datasets.load_dataset("webdataset", data_files={split: paths}, split=split)
-    except (datasets.exceptions.DatasetGenerationError, tarfile.TarError, EOFError, ValueError) as error:
+            return datasets.Dataset.from_generator(
+                _samples,
+                features=datasets.Features(features | {"image": datasets.Value("binary")}),
+                # The revision is for the cache: other files, another table.
+                gen_kwargs={"paths": _shard_paths(name, folder), "target": target, "revision": located.revision},
+                split=split,
+            )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise UserError(f"data set {name!r}: {error.__cause__}") from error
         raise UserError(
-            f"data set {name!r}: the shards in {folder / split} cannot be read: {error.__cause__ or error}. Is one "
-            "truncated? Fetch them again."
+            f"data set {name!r}: the shards in {folder} cannot be read: {error.__cause__ or error}. Is one truncated? "
+            "Fetch them again."
         ) from error
-    columns = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    if not columns or target not in table.column_names:
-        raise UserError(
-            f"data set {name!r}: samples in {paths[0]} hold {', '.join(table.column_names)}; expected an image and "
-            f".{target}."
-        )
-    for column in columns:  # keep bytes: the workers decode, with our limits
-        table = table.cast_column(column, datasets.Image(decode=False))
-    for index, value in enumerate(table[target]):
-        if value is None:
-            raise UserError(f"data set {name!r}: sample {table[index]['__key__']} has no .{target}.")
-    return table, columns
+
+
+def _samples(paths: list[str], target: str, revision: str) -> Iterator[dict]:
+    """A webdataset's samples: neighbouring members of one name up to its first dot."""
+    for path in paths:
+        with tarfile.open(path) as tar:
+            members = (member for member in tar if member.isfile() and not is_debris(member.name))
+            for key, group in itertools.groupby(members, lambda member: _key_and_suffix(member.name)[0]):
+                sample = {_key_and_suffix(member.name)[1]: member for member in group}
+                images = [suffix for suffix in sample if suffix in IMAGE_SUFFIXES]
+                if not images and f".{target}" not in sample:
+                    continue
+                if len(images) != 1 or f".{target}" not in sample:
+                    raise UserError(
+                        f"sample {key} of {path} holds {', '.join(sample)}; expected one image and .{target}."
+                    )
+                content, text = (_content(tar, sample[suffix]) for suffix in (images[0], f".{target}"))
+                with as_user_error(f"sample {key} of {path}: .{target}", UnicodeDecodeError):
+                    yield {"__key__": key, "__url__": path, "image": content, target: text.decode("utf-8-sig")}
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return f"{folder}{slash}{stem}", f".{suffix.lower()}"
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()

@@ -131,10 +131,36 @@ def test_revision_changes_with_the_files(tmp_path):
 def test_samples_of_several_formats(tmp_path):
     images = photographs(8, side=40)
     samples = [{"png": encoded(image, "PNG"), "cls": b"0"} for image in images[:7]]
-    write_shards(tmp_path / "mixed", [{"jpg": encoded(images[7]), "cls": b"0"}, *samples], class_names=NAMES)
-    with pytest.raises(ValueError, match=r"mixed"):
-        data = read_labeled("mixed", None, tmp_path)
-        [data.images.read(index) for index in range(8)]
+    jpeg = {"JPG": encoded(images[7]), "cls": b"1"}
+    for number, order in enumerate(([jpeg, *samples], [*samples, jpeg])):
+        write_shards(tmp_path / f"mixed{number}", order, class_names=NAMES)
+        data = read_labeled(f"mixed{number}", None, tmp_path)
+        assert data.labels.tolist() == [int(sample["cls"]) for sample in order]
+        for index, sample in enumerate(order):
+            assert data.images.read(index) == (sample.get("png") or sample["JPG"])
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            {"png": b"x", "jpg": b"y", "cls": b"0"},
+            r"sample \w+ of .*0\.tar holds \.png, \.jpg, \.cls; expected one image",
+        ),
+        ({"png": b"x", "cls": b"zero"}, r"\.cls: invalid literal for int.*'zero'"),
+        ({"png": b"x", "cls": b"\xff"}, r"sample \w+ of .*0\.tar: \.cls: .*utf-8"),
+    ],
+)
+def test_a_bad_sample_is_named(tmp_path, sample, message):
+    write_shards(tmp_path / "dtd", [sample], class_names=NAMES)
+    with pytest.raises(UserError, match=message):
+        read_labeled("dtd", None, tmp_path)
+
+
+def test_other_files_under_the_same_names_are_read_again(tmp_path):
+    for label in (b"0", b"1"):
+        write_shards(tmp_path / "dtd", [{"png": b"x", "cls": label}], class_names=NAMES)
+        assert read_labeled("dtd", None, tmp_path).labels.tolist() == [int(label)]
 
 
 @pytest.mark.parametrize(
@@ -216,5 +242,5 @@ def test_labels_are_whole_numbers(tmp_path):
         [{"png": encoded(image, "PNG"), "txt": b"no label"} for image in photographs(2, side=40)],
         class_names=NAMES,
     )
-    with pytest.raises(ValueError, match=r"expected an image and \.cls"):
+    with pytest.raises(ValueError, match=r"expected one image and \.cls"):
         read_labeled("dtd", None, tmp_path)
