@@ -208,6 +208,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str | None = No
     """
     from transformers import CLIPImageProcessor  # prints a warning when imported
 
+    folder = local_folder(base, what="--base")
     base_config, _ = read_encoder_config(base)
     if not isinstance(base_config, CLIPConfig):
         raise UserError(f"--base {base!r} is a {base_config.model_type!r}; a CLIP is needed.")
@@ -215,7 +216,7 @@ def convert(path: Path, output_dir: Path, base: str, activation: str | None = No
     converted = convert_names(weights)
     activation = activation or _activation_of(base, base_config, weights)
     with as_user_error(f"--base {base!r}: tokenizer", *SIDE_FILE_ERRORS):
-        tokenizer = AutoTokenizer.from_pretrained(local_folder(base, what="--base"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     if "token_embedding.weight" in weights:
         model: PreTrainedModel = CLIPModel(infer_config(weights, activation))
     else:

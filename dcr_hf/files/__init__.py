@@ -6,5 +6,16 @@ Every listing of a user's folder enters here, so that training, evaluation and f
 from dcr_hf.files.listing import files_below, is_debris
 from dcr_hf.files.paths import check_writable, user_path
 from dcr_hf.files.pixels import FORMATS, PixelRangeError, eight_bits
+from dcr_hf.files.text import read_table, read_text
 
-__all__ = ["FORMATS", "PixelRangeError", "check_writable", "eight_bits", "files_below", "is_debris", "user_path"]
+__all__ = [
+    "FORMATS",
+    "PixelRangeError",
+    "check_writable",
+    "eight_bits",
+    "files_below",
+    "is_debris",
+    "read_table",
+    "read_text",
+    "user_path",
+]

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.files import read_text
 from dcr_hf.llava.conversations import IMAGE, image_first
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ def read_records(file: str, captions: bool, max_bad_fraction: float) -> datasets
     path = Path(file).expanduser()
     if not path.is_file():
         raise NotFoundError(f"{file!r}: no such file. Give LLaVA's JSON of conversations.")
-    with as_user_error(f"{file} is no JSON", ValueError), as_user_error(file, OSError):
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = read_text("conversations", path)
+    with as_user_error(f"{file} is no JSON", ValueError):
+        records = json.loads(text)
     if not isinstance(records, list) or not records:
         raise UserError(f"{file} must hold a list of conversations; found {type(records).__name__} or nothing.")
     read = _read_caption if captions else _read_conversation

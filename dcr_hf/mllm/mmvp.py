@@ -1,16 +1,16 @@
 """MMVP for multimodal models: one question about two images that CLIP finds alike; both replies must be right."""
 
-import csv
 import re
 from pathlib import Path
 
 import numpy as np
 
-from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.evaluation.readers.image_sets import FileImages
 from dcr_hf.evaluation.readers.locate import locate
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.evaluation.scoring.statistics import bootstrap, weighted_mean
+from dcr_hf.files import read_table
 from dcr_hf.mllm.answers import named_option
 from dcr_hf.mllm.questions import LETTER, Question, QuestionSet, warn_of_another_size
 
@@ -52,17 +52,13 @@ def read_mmvp_questions(name: str, hub_id: str, data_root: Path | None) -> Quest
 def _read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         raise NotFoundError(f"{TITLE}: {path.parent} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
-    with (
-        as_user_error(f"{TITLE}: {path}", csv.Error, OSError, UnicodeDecodeError),
-        path.open(newline="", encoding="utf-8-sig") as file,
-    ):
-        reader = csv.DictReader(file, skipinitialspace=True)
-        header = [SPELLINGS.get(name, name) for name in reader.fieldnames or []]
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
-            raise UserError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
-        reader.fieldnames = header
-        rows = [_checked(path, number, row) for number, row in enumerate(reader, start=1)]
+    columns, numbered = read_table(TITLE, path)
+    header = [SPELLINGS.get(name, name) for name in columns]
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise UserError(f"{TITLE}: {path} lacks {', '.join(missing)}; it has the columns {', '.join(header)}.")
+    named = [{SPELLINGS.get(name, name): value for name, value in row.items()} for _, row in numbered]
+    rows = [_checked(path, number, row) for number, row in enumerate(named, start=1)]
     if not rows or len(rows) % 2:
         raise UserError(f"{TITLE}: {path} has {len(rows)} rows; rows are read in twos ({ROWS} published).")
     return rows

@@ -50,7 +50,11 @@ def refusal(capsys, command: list[str]) -> str:
     ("file", "content", "message"),
     [
         ("MMVP/Questions.csv", b"Index,Question\n", r"MMVP: .*Questions.csv lacks Options, Correct Answer"),
-        ("MMVP/Questions.csv", b"Index,Question,Options,Correct Answer\n1,\xff", r"MMVP: .*Questions.csv: .* decode"),
+        (
+            "MMVP/Questions.csv",
+            b"Index,Question,Options,Correct Answer\n1,\xff",
+            r"MMVP: line 2 of .*Questions.csv is not in UTF-8",
+        ),
         ("CV-Bench/test_2d.parquet", b"PAR1", r"CV-Bench: .*test_2d.parquet is not a complete parquet file"),
     ],
 )

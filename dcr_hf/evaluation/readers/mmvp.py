@@ -1,11 +1,11 @@
 """MMVP-VLM's layout: Questions.csv, read in twos, and `MLLM_VLM Images/<Type>/<id>.jpg`."""
 
-import csv
 from pathlib import Path
 
-from dcr_hf.errors import NotFoundError, UserError, as_user_error
+from dcr_hf.errors import NotFoundError, UserError
 from dcr_hf.evaluation.readers.image_sets import FileImages, Pair, PairedImages
 from dcr_hf.evaluation.readers.locate import locate
+from dcr_hf.files import read_table
 
 HEADER = ["Question ID", "Type", "Statement"]
 IMAGE_FOLDER = "MLLM_VLM Images"
@@ -60,17 +60,13 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
     path = folder / "Questions.csv"
     if not path.is_file():
         raise NotFoundError(f"MMVP-VLM: {folder} lacks Questions.csv. Expected in the folder: {LAYOUT}.")
-    with (
-        as_user_error(f"MMVP-VLM: {path}", csv.Error, OSError, UnicodeDecodeError),
-        path.open(newline="", encoding="utf-8-sig") as file,
-    ):
-        reader = csv.DictReader(file, skipinitialspace=True)
-        if reader.fieldnames != HEADER:
-            raise UserError(f"MMVP-VLM: {path} has the columns {reader.fieldnames}, expected {HEADER}.")
-        rows = list(reader)
-    for line, row in enumerate(rows, start=2):
+    columns, numbered = read_table("MMVP-VLM", path)
+    if columns != HEADER:
+        raise UserError(f"MMVP-VLM: {path} has the columns {columns}, expected {HEADER}.")
+    for line, row in numbered:
         if None in row or None in row.values() or not row["Question ID"].isdigit():
-            raise UserError(f"MMVP-VLM: row {line} of {path} is not 'number,Type,Statement': {list(row.values())}.")
+            raise UserError(f"MMVP-VLM: line {line} of {path} is not 'number,Type,Statement': {list(row.values())}.")
+    rows = [row for _, row in numbered]
     if len(rows) % 2:
         raise UserError(
             f"MMVP-VLM: {path} has {len(rows)} rows, an odd number; rows are read in twos (270 published)."

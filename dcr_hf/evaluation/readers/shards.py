@@ -20,7 +20,7 @@ from dcr_hf.evaluation.readers.image_sets import (
     ShardImages,
 )
 from dcr_hf.evaluation.readers.locate import Located, locate
-from dcr_hf.files import files_below, is_debris
+from dcr_hf.files import files_below, is_debris, read_text
 
 HUB_PATTERNS = ["*.txt", "test/*"]
 SHARD_LAYOUT = "test/nshards.txt, test/0.tar ... test/{n-1}.tar, classnames.txt, zeroshot_classification_templates.txt"
@@ -126,7 +126,7 @@ def _checked(data: LabeledImages) -> LabeledImages:
 
 def _check_type(name: str, folder: Path, wanted: str) -> None:
     declared = folder / "dataset_type.txt"
-    found = _text(declared, name).strip() if declared.is_file() else "classification"
+    found = read_text(f"data set {name!r}", declared).strip() if declared.is_file() else "classification"
     if found != wanted:
         raise UserError(
             f"data set {name!r}: {folder} is a {found} set (dataset_type.txt, absent = classification), and a "
@@ -149,12 +149,7 @@ def _lines(path: Path, name: str) -> list[str]:
 def _existing_text(path: Path, name: str) -> str:
     if not path.is_file():
         raise NotFoundError(f"data set {name!r} lacks {path}. Expected in its folder: {SHARD_LAYOUT}.")
-    return _text(path, name)
-
-
-def _text(path: Path, name: str) -> str:
-    with as_user_error(f"data set {name!r}: {path}", OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8-sig")
+    return read_text(f"data set {name!r}", path)
 
 
 def _shard_paths(name: str, folder: Path) -> list[str]:

@@ -66,8 +66,8 @@ def test_byte_order_mark_is_no_column(published, rows, tmp_path):
         (lambda rows: rows.pop(), "269 rows, an odd number"),
         (lambda rows: [rows.pop(), rows.pop()], "134 pairs, which do not make nine equal categories"),
         (lambda rows: rows[0].__setitem__(2, "Text"), r"columns \['Question ID', 'Type', 'Text'\]"),
-        (lambda rows: rows[5].pop(), "row 6 of .*Questions.csv"),
-        (lambda rows: rows[5].__setitem__(0, "five"), "row 6 of .*Questions.csv"),
+        (lambda rows: rows[5].pop(), "line 6 of .*Questions.csv"),
+        (lambda rows: rows[5].__setitem__(0, "five"), "line 6 of .*Questions.csv"),
         (lambda rows: rows.__delitem__(slice(1, None)), "0 pairs"),
     ],
 )
