@@ -213,3 +213,15 @@ def test_every_option_that_the_readme_names_exists():
     known |= {*LlavaRecipe.__dataclass_fields__, "output"}  # of recipes/llava15.py, python -m dcr_hf.llava
     known |= {action.dest for action in ablate_parser()._actions}  # of recipes/ablate.py
     assert options <= known, options - known
+
+
+def test_every_text_file_has_its_encoding_said():
+    """A file that is read on another machine, or under another locale, is the same."""
+    silent = []
+    for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")]):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                opens = call.func.attr in ("read_text", "write_text")
+                if opens and not any(keyword.arg == "encoding" for keyword in call.keywords):
+                    silent.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert silent == []

@@ -88,7 +88,7 @@ class Trial:
             return
         with writes_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            log = (self.folder / "log.txt").open("a")
+            log = (self.folder / "log.txt").open("a", encoding="utf-8")
         command = [*launcher, "-m", "dcr_hf.ablation.one", *self.words, "--disable_tqdm", "True"]
         with log, as_user_error(f"--launcher {' '.join(launcher)}", FileNotFoundError, PermissionError):
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
@@ -102,7 +102,7 @@ class Trial:
         """Measure beside the original on the same items, once; the report is in the run's folder."""
         report = self.folder / f"report-{data.name}"
         mark, asked = report / "asked.json", {"benchmarks": list(benchmarks), "data": str(data.resolve())}
-        if mark.is_file() and json.loads(mark.read_text()) == asked:
+        if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == asked:
             return read_results(report)
         mark.unlink(missing_ok=True)
         encoders = {ORIGINAL: self.encoder} | ({self.variant: str(self.enhanced)} if self.enhanced else {})
@@ -167,7 +167,7 @@ def numbers(results: Results) -> dict[str, tuple[str, str, str]]:
 
 def fidelity(stage: Path) -> dict[str, float]:
     """The fidelity of the conditions at the end of a stage: means over the last fifth of its log."""
-    log = json.loads((stage / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((stage / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     lines = [line for line in log if "condition_norm" in line]
     last = lines[-max(1, len(lines) // 5) :]
     return {name: float(np.mean([line[name] for line in last])) for name in FIDELITY if last and name in last[0]}
@@ -176,4 +176,6 @@ def fidelity(stage: Path) -> dict[str, float]:
 def opposed(stages: Sequence[Path]) -> float | None:
     """The share of measured steps in which two losses' gradients opposed each other; None if not logged."""
     found = [stage / "gradient_conflict.json" for stage in stages]
-    return next((json.loads(path.read_text())["negative_share"] for path in found if path.is_file()), None)
+    return next(
+        (json.loads(path.read_text(encoding="utf-8"))["negative_share"] for path in found if path.is_file()), None
+    )

@@ -139,7 +139,9 @@ def facts_of_stage(recipe: Any, args: Any) -> dict[str, Any]:
     facts = facts_of(recipe) | facts_of(args) | {"world_size": args.world_size, "device": args.device.type}
     if facts.pop("deepspeed", None):
         file = args.deepspeed
-        facts["deepspeed_config"] = json.loads(Path(file).read_text()) if isinstance(file, str) else _as_saved(file)
+        facts["deepspeed_config"] = (
+            json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str) else _as_saved(file)
+        )
     return facts
 
 

@@ -41,7 +41,9 @@ def _declared_images(found: Pin, given: str) -> int | None:
         return None
     fetch(found, ["_info.json"], "--train_data", given)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return int(json.loads((found.folder / "_info.json").read_text())["splits"]["train"]["num_samples"])
+        return int(
+            json.loads((found.folder / "_info.json").read_text(encoding="utf-8"))["splits"]["train"]["num_samples"]
+        )
     return None
 
 

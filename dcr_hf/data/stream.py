@@ -68,12 +68,12 @@ class StreamState:
             UserError: the file is missing or broken.
         """
         with as_user_error(f"checkpoint {checkpoint}: {cls.FILE}", OSError, ValueError, TypeError):
-            state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text()))
+            state = cls(**json.loads((Path(checkpoint) / cls.FILE).read_text(encoding="utf-8")))
         state.positions = {int(lane): position for lane, position in state.positions.items()}
         return state
 
     def write(self, checkpoint: str | Path) -> None:
-        (Path(checkpoint) / self.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (Path(checkpoint) / self.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def advanced(self, positions: list[dict[int, dict]], batches: int, skipped: dict[str, int]) -> "StreamState":
         """This state after each rank consumed `batches` more and reached these positions of its lanes."""

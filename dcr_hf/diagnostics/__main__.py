@@ -101,8 +101,8 @@ def run_scatter(options: argparse.Namespace) -> str:
 def _write(folder: Path, result: dict[str, Any], figure: Figure) -> None:
     with writes_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n")
-        (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n")
+        (folder / "scatter.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (folder / "scatter.md").write_text(markdown(result["summary"]) + "\n", encoding="utf-8")
         figure.savefig(folder / "scatter.png", dpi=150, bbox_inches="tight")
 
 

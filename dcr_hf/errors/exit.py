@@ -1,6 +1,7 @@
 """How a program ends: 0, 2 for a mistake of the user's, 75 for a run that is incomplete and can be resumed."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,10 @@ class UnavailableError(Exception):
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted` and
-    `UnavailableError`. Nothing else is caught."""
+    `UnavailableError`. Nothing else is caught. What the terminal's encoding lacks is shown as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     program = _program()
     try:
         yield

@@ -70,7 +70,7 @@ class RunFacts:
         if not file.is_file():
             raise NotFoundError(f"{output_dir} has no run.json: it is not the --output_dir of a recipe.")
         with as_user_error(str(file), ValueError, TypeError):
-            return cls(**json.loads(file.read_text()))
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
 
     @property
     def encoder_stage(self) -> str:
@@ -83,11 +83,11 @@ class RunFacts:
 
     def write(self, output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "run.json").write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+        (output_dir / "run.json").write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
 
     def with_log_of(self, stage_folder: Path) -> "RunFacts":
         """With the last line of training that the stage's (or checkpoint's) trainer_state.json holds."""
-        history = json.loads((stage_folder / "trainer_state.json").read_text())["log_history"]
+        history = json.loads((stage_folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
         lines = [line for line in history if "loss" in line]
         return replace(self, log=lines[-1] if lines else {})
 

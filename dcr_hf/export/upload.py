@@ -97,10 +97,10 @@ def _create(api: HfApi, name: str, upload: Upload) -> str:
 def _name_in_card(folder: Path, repository: str) -> None:
     """The card's code loads from the repository that it lies in."""
     card = folder / "README.md"
-    text = card.read_text()
+    text = card.read_text(encoding="utf-8")
     named = re.sub(r'from_pretrained\("[^"]*"\)', f'from_pretrained("{repository}")', text)
     if named != text:
-        card.write_text(named)
+        card.write_text(named, encoding="utf-8")
 
 
 def _refused(name: str, error: Exception, more: str = "") -> UserError:

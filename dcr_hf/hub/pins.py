@@ -206,7 +206,7 @@ def _remember(repository: str, kind: Kind, revision: str, commit: str) -> None:
     note = _cache_of(repository, kind) / "refs" / revision
     with contextlib.suppress(OSError):  # a cache that is only read
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(commit)
+        note.write_text(commit, encoding="utf-8")
 
 
 def _from_cache(repository: str, revision: str, kind: Kind, commit: str | None) -> Pin | None:

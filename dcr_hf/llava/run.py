@@ -177,7 +177,7 @@ def _check_resume(
 ) -> None:
     """Refuse to resume what was begun with other options."""
     if folders.run_file.is_file():
-        before = json.loads(folders.run_file.read_text())["options"]
+        before = json.loads(folders.run_file.read_text(encoding="utf-8"))["options"]
         for name in _MODELS:
             if before[name] != getattr(recipe, name):
                 raise UserError(
@@ -208,7 +208,7 @@ def _prepare_output(
             finish_from_last(plan)
         folders.output.mkdir(parents=True, exist_ok=True)
         facts = how_it_runs(asdict(recipe) | args.to_dict(), args.world_size) | {"revisions": revisions}
-        folders.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+        folders.run_file.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
         if isinstance(beginning, Parts) and not folders.start.exists():
             with loaded_complete(args):
                 assemble(beginning, folders.start)

@@ -69,7 +69,7 @@ def finish_from_last(plan: LlavaStagePlan) -> None:
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.finished:
         return
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     if state["global_step"] < (plan.args.max_steps if plan.args.max_steps > 0 else state["max_steps"]):
         return
     partial = plan.folder / "unfinished"

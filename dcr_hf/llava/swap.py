@@ -60,7 +60,7 @@ def swap(llava: str, encoder: str, output: str | Path, pad: bool = False) -> Swa
     source.fetch_weights()
     with made_whole(output, source.bytes) as folder:
         _write_weights(source.folder, folder, parts)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         old = source.processor
         processor = processor_for(
             tower, old.tokenizer, pad or source.pads, chat_template=old.chat_template, image_token=old.image_token

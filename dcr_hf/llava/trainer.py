@@ -82,7 +82,7 @@ class LlavaTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if isinstance(resume_from_checkpoint, str) and self.args.process_index == 0:
-            before = json.loads((Path(resume_from_checkpoint) / _SKIPPED).read_text())
+            before = json.loads((Path(resume_from_checkpoint) / _SKIPPED).read_text(encoding="utf-8"))
             self.metrics_log.skipped = Counter(before)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -90,4 +90,4 @@ class LlavaTrainer(ResumableTrainer):
         """What was left out so far."""
         skipped = self.metrics_log.skipped_by_all()
         if self.args.should_save:
-            (checkpoint / _SKIPPED).write_text(json.dumps(skipped) + "\n")
+            (checkpoint / _SKIPPED).write_text(json.dumps(skipped) + "\n", encoding="utf-8")

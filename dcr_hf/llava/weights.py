@@ -95,7 +95,7 @@ class ShardWriter:
             "metadata": {"total_size": sum(sum(shard.values()) for shard in self._shards)},
             "weight_map": {key: name for name, shard in zip(names, self._shards, strict=True) for key in shard},
         }
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number}.safetensors"

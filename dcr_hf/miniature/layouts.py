@@ -75,8 +75,8 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
             ]
         _write_tar(unfinished / f"{shard:05d}.tar", samples)
         facts = {"count": len(samples) // 3, "successes": len(samples) // 3}
-        (unfinished / f"{shard:05d}_stats.json").write_text(json.dumps(facts) + "\n")
-    (unfinished / _MARK).write_text(json.dumps(wanted) + "\n")
+        (unfinished / f"{shard:05d}_stats.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (unfinished / _MARK).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
     unfinished.rename(folder)
 
 
@@ -149,9 +149,9 @@ def write_labeled(
                 label = values.index(getattr(scene, name))
                 samples += [(f"s{index:07d}.png", image), (f"s{index:07d}.cls", str(label).encode())]
             _write_tar(folder / split / "0.tar", samples)
-            (folder / split / "nshards.txt").write_text("1\n")
-        (folder / "classnames.txt").write_text("\n".join(class_names) + "\n")
-        (folder / "zeroshot_classification_templates.txt").write_text("\n".join(prompts) + "\n")
+            (folder / split / "nshards.txt").write_text("1\n", encoding="utf-8")
+        (folder / "classnames.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+        (folder / "zeroshot_classification_templates.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     return [f"{prefix}_{name}" for name in sets]
 
 
@@ -194,4 +194,4 @@ def write_benchmarks(
     write_pairs(root / "MMVP_VLM", draw, PUBLISHED_PAIRS, size, seed)
     write_pairs(root / PAIRS, draw, per_category, size, seed)
     write_labeled(root, "scene", draw, {"train": train, "test": test}, size, seed)
-    mark.write_text(json.dumps(wanted) + "\n")
+    mark.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

@@ -116,4 +116,4 @@ def pair_scores(results: Results, encoder: str) -> dict[str, float]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ def read_json(who: str, file: Path) -> dict[str, Any]:
         UserError: unreadable, no JSON, or no object.
     """
     with as_user_error(f"{who}: {file}", OSError, ValueError):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{who}: {file} must hold a JSON object, found {type(content).__name__}.")
     return content

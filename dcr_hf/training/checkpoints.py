@@ -28,7 +28,7 @@ def check_resume(checkpoint: Path, facts: dict[str, Any], anyway: bool) -> list[
     Raises:
         ResumeError: there are differences, and they are not allowed.
     """
-    before = json.loads((checkpoint / MARK).read_text())
+    before = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
     changed = [name for name, now in facts.items() if name in before and not _same(before[name], now)]
     differences = [f"{name}: {before[name]!r} -> {facts[name]!r}" for name in changed]
     if differences and not anyway:
@@ -77,7 +77,7 @@ def remove_incomplete(folder: Path) -> None:
 def mark_complete(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Declare a checkpoint complete, atomically."""
     partial = checkpoint / f".{MARK}"
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
+    partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     partial.replace(checkpoint / MARK)
 
 

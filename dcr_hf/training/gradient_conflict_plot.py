@@ -33,7 +33,7 @@ def write_conflict(folder: Path, log_history: list[dict[str, Any]]) -> None:
         # None where a layer's gradient vanished.
         "layers": {layer: [line.get(LAYER + layer) for line in lines] for layer in layers},
     }
-    (folder / "gradient_conflict.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "gradient_conflict.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     draw(facts).savefig(folder / "gradient_conflict.png", dpi=150, bbox_inches="tight")
 
 

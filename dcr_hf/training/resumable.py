@@ -228,7 +228,9 @@ class ResumableTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_trained(folder, state_dict)
         # As text: nobody should have to unpickle a file to read how a checkpoint was made.
-        (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
+        (folder / "training_args.json").write_text(
+            json.dumps(self.args.to_dict(), indent=2, default=str) + "\n", encoding="utf-8"
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)

@@ -82,7 +82,7 @@ def recorded_revisions(asked: dict[str, str], folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        run = json.loads(file.read_text())
+        run = json.loads(file.read_text(encoding="utf-8"))
         options, revisions = run["options"], run["revisions"]
         names = [name for name, given in asked.items() if options[name] == given and name in revisions]
         return {name: revisions[name] for name in names if hub_id(options[name])}

@@ -13,8 +13,8 @@ _LAST = (PROJECTOR_FOLDER, ADAPTER_WEIGHTS, VISION_WEIGHTS)
 
 def finish_from(checkpoint: Path, folder: Path) -> None:
     """The stage's result from its last checkpoint, or from its best, where that was asked for and is the result."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    options = json.loads((checkpoint / "training_args.json").read_text())
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    options = json.loads((checkpoint / "training_args.json").read_text(encoding="utf-8"))
     best = state["best_model_checkpoint"]
     result = folder / Path(best).name if options["load_best_model_at_end"] and best else checkpoint
     partial = folder / "unfinished"

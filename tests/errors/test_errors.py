@@ -1,5 +1,9 @@
 """A mistake of the user's ends with one line and code 2, an interruption with 75, anything else with its traceback."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -73,3 +77,10 @@ def test_from_a_worker_it_is_still_one_line(capsys):
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].endswith("error: image 0001.jpg: truncated.") and "Traceback" not in lines[-1]
+
+
+def test_a_terminal_that_lacks_a_sign_gets_a_question_mark():
+    program = "from dcr_hf.errors import exit_on_user_error\nwith exit_on_user_error(): print('\\xb1 0.3 \\u2248')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode("latin-1")) == (0, "± 0.3 ?\n")

@@ -65,7 +65,9 @@ class FeatureStore:
                     for chunk in chunks:
                         file.write(load_file(chunk)[kind].astype("<f4").tobytes())
                 os.replace(unfinished, self.folder / f"{kind}.npy")
-            self._record.write_text(json.dumps({"rows": self.rows, "widths": widths, **facts}, indent=1))
+            self._record.write_text(
+                json.dumps({"rows": self.rows, "widths": widths, **facts}, indent=1), encoding="utf-8"
+            )
             shutil.rmtree(self._chunks)
 
     def load(self, kind: str) -> np.ndarray:
