@@ -173,7 +173,7 @@ def test_shards_of_any_sizes(tmp_path, photos, case):
     if case % 4 == 0:
         content = (tmp_path / f"{sizes.index(12):05d}.tar").read_bytes()
         (tmp_path / "99998.tar").write_bytes(content[:700])
-    world_size, workers = int(draw.integers(1, 4)), int(draw.choice([0, 1, 2]))
+    world_size, workers = int(draw.integers(1, 4)), int(draw.choice([0, 1, 2, 3, 4]))
     options = {"world_size": world_size, "num_workers": workers, "shuffle_buffer": 8, "max_bad_fraction": 0.9}
     read, stop = [], int(draw.integers(1, 8))
     state = stream(tmp_path, 4, **options).state
