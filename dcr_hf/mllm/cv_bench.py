@@ -65,7 +65,8 @@ def _question(folder: Path, index: int, row: dict) -> Question:
 
 def score_cv_bench(dataset: str, rows: list[dict]) -> Scored:
     """accuracy of each source and task; `2D`, the mean of ADE20K's and COCO's; `3D`, which is Omni3D's; `overall`, the
-    mean of 2D and 3D; and micro_accuracy, the share of all items."""
+    mean of 2D and 3D; micro_accuracy, the share of all items; and overall's authors_accuracy, by its authors' own
+    reading: a reply is right if its first character is the letter."""
     scored = Scored([f"{row['item']} {row['answer']}" for row in rows])
     right = np.array([row["correct"] for row in rows])
     guessed = np.array([1 / len(row["options"]) for row in rows])
@@ -88,6 +89,11 @@ def score_cv_bench(dataset: str, rows: list[dict]) -> Scored:
         n = len(rows) - (parts["Omni3D"].sum() if name == "2D" else 0)
         chance = float(columns @ chances)
         scored.resampled(name, "accuracy", columns @ values, int(n), samples @ columns, chance=chance)
+    first = np.array([row["reply"].strip()[:1] == row["answer"] for row in rows])
+    columns = np.array([0.25, 0.25, 0.5])
+    samples = bootstrap(lambda weights: shares(weights, first), np.arange(len(rows))) @ columns
+    value = columns @ shares(np.ones(len(rows)), first)
+    scored.resampled("overall", "authors_accuracy", value, len(rows), samples, chance=float(columns @ chances))
     scored.proportion("all", "micro_accuracy", right.mean(), right, chance=float(guessed.mean()))
     scored.correct["all", "micro_accuracy"] = right
     return scored

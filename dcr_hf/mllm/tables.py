@@ -13,7 +13,7 @@ _NOTES = {
     "naturalbench": "Percent. Q: a question right on both images; I: both questions right on an image; G: all four. "
     "Guessing gets 50, 25, 25 and 6.25 %.",
     "cv_bench": "Percent. 2D is the mean of ADE20K and COCO, 3D is Omni3D, overall the mean of 2D and 3D, micro the "
-    "share of all items.",
+    "share of all items; authors: overall, where a reply counts by its first character alone.",
 }
 # For each benchmark: (group, number of columns), if there are groups; (dataset, metric, heading).
 _COLUMNS = {
@@ -33,11 +33,12 @@ _COLUMNS = {
         ],
     ),
     "cv_bench": (
-        [("2D", 3), ("3D", 1), ("both", 2), ("tasks", 4)],
+        [("2D", 3), ("3D", 1), ("both", 3), ("tasks", 4)],
         [
             *(("ADE20K", "accuracy", "ADE20K"), ("COCO", "accuracy", "COCO"), ("2D", "accuracy", "mean")),
             ("3D", "accuracy", "Omni3D"),
-            *(("overall", "accuracy", "overall"), ("all", "micro_accuracy", "micro")),
+            *(("overall", "accuracy", "overall"), ("overall", "authors_accuracy", "authors")),
+            ("all", "micro_accuracy", "micro"),
             *((task, "accuracy", task) for task in ("Count", "Relation", "Depth", "Distance")),
         ],
     ),

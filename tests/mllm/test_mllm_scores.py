@@ -99,8 +99,16 @@ def test_cv_bench_by_hand(data):
     for name, value in by_hand.items():
         assert found[name, "accuracy"]["value"] == pytest.approx(value), name
     assert found["all", "micro_accuracy"]["value"] == pytest.approx(7 / 10)
+    assert found["overall", "authors_accuracy"]["value"] == pytest.approx(83 / 120)
     assert found["ADE20K", "accuracy"]["chance"] == pytest.approx((1 / 4 + 1 / 2) / 2)
     assert [found[name, "accuracy"]["n"] for name in ("2D", "3D", "overall")] == [5, 5, 10]
+
+
+@pytest.mark.parametrize(("said", "ours", "authors"), [("{}) so", 1, 1), ("({})", 1, 0), ("It is {}.", 1, 0)])
+def test_cv_benchs_authors_count_the_first_character_alone(data, said, ours, authors):
+    found = scores(data, "cv_bench", lambda each: said.format(each.facts["answer"]))
+    assert found["overall", "accuracy"]["value"] == ours
+    assert found["overall", "authors_accuracy"]["value"] == authors
 
 
 @pytest.mark.parametrize(("name", "group"), [("mmvp", 2), ("naturalbench", 4)])
