@@ -119,9 +119,10 @@ def _check_not_finished(recipe: Recipe, args: DCRConfig, plans: list[StagePlan])
     else:
         existing = [last.folder] if last.finished else []
     if existing:
+        upload = f" To upload it: {upload_command(args.folder, _upload_of(args))}" if last.trains_encoder else ""
         raise AlreadyExistsError(
             f"{existing[0]} holds a finished run. Choose another --output_dir, or give --overwrite_output_dir to "
-            f"delete it and start over. To upload it: {upload_command(args.folder, _upload_of(args))}"
+            f"delete it and start over.{upload}"
         )
 
 
@@ -138,7 +139,11 @@ def _evaluation(recipe: Recipe, args: DCRConfig) -> TrainingEvaluation | None:
 def _load_denoiser(recipe: Recipe, args: DCRConfig) -> FrozenDenoiser:
     with loaded_complete(args):
         return FrozenDenoiser.from_pretrained(
-            recipe.denoiser, args.denoiser_torch_dtype, args.noise_target, args.pairs_at_once
+            recipe.denoiser,
+            args.denoiser_torch_dtype,
+            args.noise_target,
+            args.pairs_at_once,
+            args.mask_prompt_padding,
         )
 
 

@@ -29,9 +29,9 @@ TRAINING = {
     "lora_rank": 16,
     "lora_alpha": 16,
     "lora_dropout": 0.1,
+    "lora_bias": "lora_only",
     "weight_decay": 0.01,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 10,
+    "lr_scheduler_type": "constant",
 }
 
 if __name__ == "__main__":

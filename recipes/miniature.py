@@ -20,5 +20,15 @@ RECIPE = Recipe(
     stage2_learning_rate=1e-4,
 )
 
+TRAINING = {
+    "gradient_accumulation_steps": 1,
+    # README's numbers were measured with these three.
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 10,
+    "lora_bias": "none",
+    "save_steps": 50,
+    "dataloader_num_workers": 1,
+}
+
 if __name__ == "__main__":
-    main(RECIPE, output_dir="out/miniature", gradient_accumulation_steps=1, save_steps=50, dataloader_num_workers=1)
+    main(RECIPE, output_dir="out/miniature", **TRAINING)

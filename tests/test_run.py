@@ -191,8 +191,8 @@ def test_dry_run_says_what_would_run_and_leaves_nothing(options):
     plan = done.stdout
     # Projector: LayerNorm 2 x 16, Linear 16 x 32 + 32, Linear 32 x 32 + 32.
     assert "stage1: 2 steps at learning rate 0.0001" in plan and "1,632" in plan
-    # LoRA of rank 16: per layer 4 x (24 + 24) + 2 x (24 + 48), two layers; the projection 24 + 16.
-    assert f"{16 * 2 * (4 * 48 + 2 * 72):,}" in plan and f"{16 * 40:,}" in plan
+    # LoRA of rank 16: per layer 4 x (24 + 24) + 2 x (24 + 48), two layers; biases 5 x 24 + 48; the projection 24 + 16.
+    assert f"{16 * 2 * (4 * 48 + 2 * 72) + 2 * (5 * 24 + 48):,}" in plan and f"{16 * 40:,}" in plan
     assert "UNet evaluations      40 a step" in plan  # 2 x (4 x 4 + 4)
     assert "about 6" in plan  # 48 images, 8 a step
     assert not options["--output_dir"].exists()
@@ -267,9 +267,10 @@ def test_the_defaults_are_the_papers():
     assert (recipe.stage2_max_steps, recipe.stage2_learning_rate) == (4_600, 1e-5)
     assert recipe.denoiser == "Manojb/stable-diffusion-2-1-base" and recipe.train_data == "pixparse/cc3m-wds"
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (16, 2)
-    assert (args.weight_decay, args.max_grad_norm, args.warmup_steps) == (0.01, 1.0, 10)
-    assert (args.lr_scheduler_type, args.optim) == ("constant_with_warmup", "adamw_torch")
+    assert (args.weight_decay, args.max_grad_norm, args.warmup_steps) == (0.01, 1.0, 0)
+    assert (args.lr_scheduler_type, args.optim) == ("constant", "adamw_torch")
     assert (args.lora_rank, args.lora_alpha, args.lora_dropout, args.temperature) == (16, 16, 0.1, 0.1)
+    assert (args.lora_bias, args.decay_all, args.mask_prompt_padding) == ("lora_only", False, False)
     assert (args.noise_target, args.view_flips, args.view_space, args.objective) == ("auto", False, "pixels", "dcr")
     assert args.report_to == ["tensorboard"]
 

@@ -17,6 +17,7 @@ def check_values(args: "DCRConfig") -> None:
     _check_pair_chunk_size(args.pair_chunk_size)
     _check_negatives(args)
     _check_diagnostics(args)
+    _check_warmup(args)
 
 
 def _check_batches(args: "DCRConfig") -> None:
@@ -88,4 +89,12 @@ def _check_diagnostics(args: "DCRConfig") -> None:
         raise UserError(
             "--log_gradient_conflict_every needs each rank to hold complete gradients at their true scale: one "
             "process or DDP, in bfloat16 or float32. Leave it out under DeepSpeed, FSDP and --fp16."
+        )
+
+
+def _check_warmup(args: "DCRConfig") -> None:
+    if args.warmup_steps and str(args.lr_scheduler_type).rpartition(".")[2].lower() == "constant":
+        raise UserError(
+            f"--warmup_steps is {args.warmup_steps:g}, and --lr_scheduler_type constant has no warm-up. Give "
+            "--lr_scheduler_type constant_with_warmup too."
         )

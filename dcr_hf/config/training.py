@@ -35,10 +35,8 @@ class DCRConfig(TrainingOptions):
         2, "Batches whose gradients are averaged before an optimizer step.", BUDGET
     )
     weight_decay: float = option(0.01, "AdamW's weight decay.", BUDGET)
-    lr_scheduler_type: str = option(
-        "constant_with_warmup", "Learning rate schedule, by transformers' name for it.", BUDGET
-    )
-    warmup_steps: float = option(10, "Steps of linear warm-up.", BUDGET)
+    lr_scheduler_type: str = option("constant", "Learning rate schedule, by transformers' name for it.", BUDGET)
+    warmup_steps: float = option(0, "Steps of linear warm-up, for schedules that have one.", BUDGET)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", BUDGET)
     dataloader_drop_last: bool = option(True, "Always true: the batch size is part of the objective.", TRANSFORMERS)
     objective: ObjectiveName = option(
@@ -77,8 +75,8 @@ class DCRConfig(TrainingOptions):
     keep_weight: float = option(
         0.0,
         "Weight of the cosine distance to the original encoder's embedding of the same image, added to the loss "
-        "of the encoder. It costs one more pass of the encoder without gradient and, with --lora_rank 0, a frozen "
-        "copy of it. 0: off. Not the paper's.",
+        "of the encoder. It costs one more pass of the encoder without gradient and, where more than adapters is "
+        "trained (--lora_bias, --lora_rank 0), a frozen copy of it. 0: off. Not the paper's.",
         OBJECTIVE,
     )
     log_gradient_conflict_every: int = option(
@@ -109,6 +107,21 @@ class DCRConfig(TrainingOptions):
     view_space: Literal["pixels", "normalized"] = option(
         "pixels",
         "Where the view is made. normalized: jitter the normalised values, as the released code does.",
+        RELEASED,
+    )
+    pixel_statistics: Literal["encoder", "openai"] = option(
+        "encoder",
+        "Mean and standard deviation of the encoder's pixels: its own, or OpenAI's, which the released code takes for "
+        "SigLIP too.",
+        RELEASED,
+    )
+    mask_prompt_padding: bool = option(
+        False, "Encode the empty prompt E with its padding masked, as the released code does.", RELEASED
+    )
+    decay_all: bool = option(
+        False,
+        "Weight decay on every trained parameter, as in the released code. Without it, biases and the weights of "
+        "layer norms are spared, as in transformers.",
         RELEASED,
     )
     num_negatives: int | None = option(
@@ -142,6 +155,12 @@ class DCRConfig(TrainingOptions):
     lora_rank: int = option(16, "Rank of the adapters of stage 2. 0: train the vision side itself.", BUDGET)
     lora_alpha: float = option(16, "Scale of the adapters: alpha / rank.", BUDGET)
     lora_dropout: float = option(0.1, "Dropout before the adapters.", BUDGET)
+    lora_bias: Literal["lora_only", "none", "all"] = option(
+        "lora_only",
+        "Biases of the vision side that are trained beside the adapters: those of the layers with an adapter, none "
+        "or all.",
+        BUDGET,
+    )
     shuffle_buffer: int = option(2000, "Encoded images that each reader holds in order to shuffle them.", DATA)
     eval_benchmarks: list[str] = option(
         [],

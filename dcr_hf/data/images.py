@@ -89,4 +89,5 @@ def random_resized_crop(
     else:
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    # Cut out first: with `resize(box=...)` the filter's edge would see pixels outside the part.
+    return image.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BICUBIC)

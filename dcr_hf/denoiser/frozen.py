@@ -28,7 +28,7 @@ class FrozenDenoiser(NoiseSchedule):
     A condition c (C,) is added to every token of the empty prompt's embedding E (77, C); `fast_path` computes the same
     predictions at less cost. A condition may also bring its own tokens (`with_tokens`). The denoiser is never a child
     of the trained module: checkpoints and ZeRO must not see it. It computes in its own dtype, whatever autocast is
-    active, and returns float32.
+    active, and returns float32 (float64 if it is in float64).
 
     Attributes:
         condition_width: C, the UNet's `cross_attention_dim`.
@@ -81,6 +81,7 @@ class FrozenDenoiser(NoiseSchedule):
         dtype: torch.dtype | None = None,
         noise_target: NoiseTarget = "auto",
         pair_chunk_size: PairChunkSize = 0,
+        mask_prompt_padding: bool = False,
     ) -> "FrozenDenoiser":
         """A diffusers Stable Diffusion 1.x, 2.x or XL, loaded from a folder or hub id to the CPU.
 
@@ -89,11 +90,12 @@ class FrozenDenoiser(NoiseSchedule):
             dtype: of UNet, VAE (but see `load_vae`) and empty prompt; by default bfloat16 on a GPU, else float32.
             noise_target: "auto": the scheduler's prediction type.
             pair_chunk_size: see the class.
+            mask_prompt_padding: see `embed_empty_prompt`.
         """
         check_denoiser(path_or_id)
         if dtype is None:
             dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        prompt = embed_empty_prompt(path_or_id)
+        prompt = embed_empty_prompt(path_or_id, mask_prompt_padding)
         return cls(
             unet=load_unet(path_or_id, dtype),
             vae=load_vae(path_or_id, dtype),
@@ -119,14 +121,14 @@ class FrozenDenoiser(NoiseSchedule):
         """Images (B, 3, H, W) in [0, 1] -> sampled, scaled latents l (B, 4, h, w), float32."""
         with _own_dtype(images):
             posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
-            return posterior.sample().float() * self.vae.config.scaling_factor
+            return _full(posterior.sample()) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> images (B, 3, H, W), about in [0, 1], float32."""
         with _own_dtype(latents):
             scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-            return self.vae.decode(scaled).sample.float() / 2 + 0.5
+            return _full(self.vae.decode(scaled).sample) / 2 + 0.5
 
     def with_tokens(self, conditions: Tensor, tokens: Tensor | None) -> Tensor:
         """Conditions with their own tokens, as `predict_chosen` takes them.
@@ -176,7 +178,7 @@ class FrozenDenoiser(NoiseSchedule):
             brought = brought[chosen.flatten()]  # (B * M, ...)
             plan = self._plan(evaluate, rows, brought)
             flat = predict_in_chunks(evaluate, rows, brought, plan, pad=self._compiled)
-        return flat.float().unflatten(0, chosen.shape)  # (B, M, 4, h, w)
+        return _full(flat).unflatten(0, chosen.shape)  # (B, M, 4, h, w)
 
     def _fast_path(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Tensor) -> tuple[Evaluate, Tensor]:
         """Turns each condition into one bias vector a layer: (K, L)."""
@@ -230,6 +232,10 @@ class FrozenDenoiser(NoiseSchedule):
         self._finish = torch.compile(finish, backend=backend, mode=mode, dynamic=False)
         self._forward = torch.compile(self.unet.forward, backend=backend, mode=mode, dynamic=False)
         self._compiled = True
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _own_dtype(tensor: Tensor) -> torch.autocast:

@@ -155,7 +155,7 @@ def native_target(path_or_id: str, scheduler_config: dict) -> str:
 
 
 @torch.no_grad()
-def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
+def embed_empty_prompt(path_or_id: str, mask_padding: bool = False) -> EmptyPrompt:
     """The denoiser's input for images without a caption, as it was trained; conditions are added to it.
 
     SD 1.x and 2.x were trained with the empty string in place of a tenth of the captions: E is their text encoder's
@@ -164,14 +164,18 @@ def embed_empty_prompt(path_or_id: str) -> EmptyPrompt:
     `force_zeros_for_empty_prompt`, E and the pooled prompt are zeros; where that is false, the encoded empty string.
 
     The text encoders are dropped afterwards: E never changes.
+
+    Args:
+        mask_padding: the text encoders do not attend to the tokens behind the prompt's end, as in the released code;
+            Stable Diffusion was trained without the mask, and diffusers has none.
     """
     folder = pipeline_folder(path_or_id)
     index = _read_index(folder)
     if not _is_xl(folder, index):
-        tokens = _encode(path_or_id, "", CLIPTextModel).last_hidden_state
+        tokens = _encode(path_or_id, "", CLIPTextModel, mask_padding).last_hidden_state
         return EmptyPrompt(tokens, _token_norm(tokens))
-    first = _encode(path_or_id, "", CLIPTextModel)
-    second = _encode(path_or_id, "_2", CLIPTextModelWithProjection)
+    first = _encode(path_or_id, "", CLIPTextModel, mask_padding)
+    second = _encode(path_or_id, "_2", CLIPTextModelWithProjection, mask_padding)
     tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)  # (1, 77, C)
     norm, pooled = _token_norm(tokens), second.text_embeds
     if index.get("force_zeros_for_empty_prompt", True):  # diffusers' default too
@@ -192,7 +196,9 @@ def time_ids(latents: Tensor, scale: int) -> Tensor:
     return torch.stack(ids, dim=1)
 
 
-def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]):
+def _encode(
+    path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection], mask_padding: bool
+):
     with as_user_error(f"denoiser {path_or_id!r}: tokenizer{suffix}", *SIDE_FILE_ERRORS):
         tokenizer = CLIPTokenizer.from_pretrained(pipeline_folder(path_or_id), subfolder=f"tokenizer{suffix}")
     part = f"text_encoder{suffix}"
@@ -200,7 +206,8 @@ def _encode(path_or_id: str, suffix: str, kind: type[CLIPTextModel] | type[CLIPT
     # Some tokenizers' files do not say how long a prompt is: 77 tokens, as many as the text encoder's positions.
     length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return model(tokens.input_ids, output_hidden_states=True)
+    mask = tokens.attention_mask if mask_padding else None
+    return model(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
 
 
 def _token_norm(tokens: Tensor) -> float:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import get_args
 
 import torch
 from accelerate import PartialState
@@ -12,7 +13,7 @@ from huggingface_hub.constants import HF_HOME
 from dcr_hf.errors import OneLineParser, exit_on_user_error
 from dcr_hf.evaluation.arguments import add_hub_options, named_paths, not_negative, positive, use_hub_options
 from dcr_hf.evaluation.benchmarks import BENCHMARKS
-from dcr_hf.evaluation.embedding.encoders import DTYPES
+from dcr_hf.evaluation.embedding.encoders import DTYPES, Preprocess
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.report.table import markdown
@@ -52,7 +53,7 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     # By default cuDNN computes float32 convolutions in TF32: errors of about 1e-3, enough to change pairs.
     torch.backends.cudnn.allow_tf32 = False
     return execute(
-        prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype),
+        prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype, options.preprocess),
         output_dir=options.output_dir,
         cache_dir=options.cache_dir,
         seeds=tuple(options.seeds),
@@ -101,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of k-means")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="dtype of the encoder")
+    parser.add_argument(
+        "--preprocess",
+        choices=get_args(Preprocess),
+        default="processor",
+        help="processor: the checkpoint's image processor; original: the same with the centre crop of OpenAI's own "
+        "transform, for a CLIP",
+    )
     parser.add_argument("--batch_size", type=positive, default=64, help="images per forward pass")
     parser.add_argument(
         "--workers", type=not_negative, default=min(8, os.cpu_count() or 1), help="decoding processes per device"

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from dcr_hf.errors import UserError
 from dcr_hf.evaluation.benchmarks import BENCHMARKS, parse_benchmarks, read_sets
-from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
+from dcr_hf.evaluation.embedding.encoders import Preprocess, PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import ImageSet
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def prepare(
     data_root: Path | None,
     feature: str = "auto",
     dtype: str = "float32",
+    preprocess: Preprocess = "processor",
 ) -> Prepared:
     """Check names, encoders (path or id by name) and data, and read the data's tables.
 
@@ -47,7 +48,8 @@ def prepare(
         UserError, NotFoundError: a wrong name, encoder or set, which the message names; nothing left to run.
     """
     chosen = parse_benchmarks(benchmarks, data_root)
-    loaded = [PretrainedEncoder(name, path, dtype, PartialState().device) for name, path in encoders.items()]
+    device = PartialState().device
+    loaded = [PretrainedEncoder(name, path, dtype, device, preprocess) for name, path in encoders.items()]
     plans, refused = _make_plans(loaded, chosen, data_root, feature)
     for line in refused:
         logger.warning("refused: %s", line)

@@ -1,5 +1,6 @@
 """ConditionModel = encoder + projector: the only module that is trained."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,10 +78,13 @@ class ConditionModel(nn.Module):
                 sharded weights are gathered only during it.
         """
         original = self.encoder.original(images[:originals]) if originals else None
-        embeddings, patches = self.encoder.features(images)
-        ratio = self.patch_keep_ratio
-        tokens = None if ratio is None else self.projector.tokens(self._kept(patches, ratio))
-        return Encoded(embeddings, self.projector(embeddings), tokens, original)
+        # What is small beside the denoiser is computed in full precision, whatever autocast: its errors are c's.
+        with nullcontext() if self.trains_encoder else _full_precision(self.encoder):
+            embeddings, patches = self.encoder.features(images)
+        ratio, dtype = self.patch_keep_ratio, next(self.projector.parameters()).dtype
+        with _full_precision(self.projector):
+            tokens = None if ratio is None else self.projector.tokens(self._kept(patches, ratio).to(dtype))
+            return Encoded(embeddings, self.projector(embeddings.to(dtype)), tokens, original)
 
     def _kept(self, patches: Tensor, ratio: float) -> Tensor:
         """(B, N, W) -> (B, M, W)"""
@@ -149,6 +153,12 @@ class ConditionModel(nn.Module):
             set_peft_model_state_dict(self.encoder.model, load_file(Path(folder) / ADAPTER_WEIGHTS))
         elif self.trains_encoder:
             self.encoder.model.load_state_dict(load_file(Path(folder) / VISION_WEIGHTS), strict=False)
+
+
+def _full_precision(module: nn.Module) -> AbstractContextManager:
+    """Without autocast, if the weights are in float32: DeepSpeed and FSDP may have converted them."""
+    weight = next(module.parameters())
+    return torch.autocast(weight.device.type, enabled=False) if weight.dtype == torch.float32 else nullcontext()
 
 
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

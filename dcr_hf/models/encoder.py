@@ -1,8 +1,9 @@
 """The vision side of a CLIP-family model: images -> z, and LoRA on exactly that side."""
 
 import copy
+import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,6 +14,8 @@ from dcr_hf.hub import local_folder
 from dcr_hf.models.families import Family, embedding_width, patch_width, read_encoder_config, read_image_processor
 from dcr_hf.models.loading import load_complete
 from dcr_hf.models.results import base_of
+
+LoraBias = Literal["lora_only", "none", "all"]
 
 
 class Features(NamedTuple):
@@ -81,6 +84,11 @@ class ImageEncoder(nn.Module):
         with torch.device("meta"):
             return cls(family.dual_class(config), family, mean=[0.0] * 3, std=[1.0] * 3)
 
+    def set_statistics(self, mean: Iterable[float], std: Iterable[float]) -> None:
+        """Other pixel statistics than the checkpoint's own, 3 numbers each."""
+        self.mean.copy_(torch.tensor(list(mean)).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(list(std)).view(1, 3, 1, 1))
+
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's own pixel space."""
         return (images - self.mean) / self.std
@@ -105,16 +113,22 @@ class ImageEncoder(nn.Module):
     def original(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> z (B, D) of the encoder as it was before training, in eval mode.
 
-        With adapters: the base without them. Else `keep_original` must have been called before training.
+        With adapters alone: the base without them. Where anything else is trained, such as biases, `keep_original`
+        must have been called before.
         """
         if self.frozen_copy is not None:
             return self._features(self.frozen_copy.eval(), images).embeddings
-        assert isinstance(self.model, PeftModel)
+        assert isinstance(self.model, PeftModel) and not self.trains_biases
         training = self.model.training
         with self.model.eval().disable_adapter():
             embeddings = self._features(self.model, images).embeddings
         self.model.train(training)
         return embeddings
+
+    @property
+    def trains_biases(self) -> bool:
+        """True if the model without its adapters is not what it was before training."""
+        return any(p.requires_grad and "lora_" not in name for name, p in self.model.named_parameters())
 
     def keep_original(self) -> None:
         """Keep a frozen copy of the vision side as it is now, for `original`."""
@@ -125,16 +139,24 @@ class ImageEncoder(nn.Module):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(self.family.export_prefixes))
 
-    def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
-        """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen."""
+    def add_lora(self, rank: int, alpha: float, dropout: float, bias: LoraBias = "none") -> None:
+        """Wrap every linear layer of the vision side in a trainable LoRA adapter; the rest stays frozen.
+
+        Args:
+            bias: which biases are trained too: of the wrapped layers (`lora_only`, as in the released code), or `all`.
+        """
+        bias_only = self.family.bias_only_targets if bias == "lora_only" else None
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any number
             lora_dropout=dropout,
-            target_modules=self.family.lora_targets,
-            bias="none",
+            target_modules="|".join(filter(None, (self.family.lora_targets, bias_only))),
+            bias=bias,
         )
         repository, revision = base_of(str(self.model.name_or_path))
         self.model.name_or_path = repository
         self.model = get_peft_model(self.model, config)
         self.model.peft_config["default"].revision = revision
+        for name, parameter in self.model.named_parameters():
+            if bias_only and "lora_" in name and re.search(rf"(^|\.)({bias_only})\.lora_", name):
+                parameter.requires_grad_(False)

@@ -31,6 +31,8 @@ class Family:
     """Class name of a transformer layer: the unit that FSDP shards."""
     lora_targets: str
     """Regular expression over module names: every linear layer between the pixels and z that gets a gradient."""
+    bias_only_targets: str | None
+    """As `lora_targets`: layers whose weights have no gradient through an adapter, but whose bias has one."""
     non_vision_modules: tuple[str, ...]
     """Modules and parameters of the dual encoder that images do not pass."""
     class_tokens: int
@@ -47,6 +49,7 @@ FAMILIES = {
         vision_class=CLIPVisionModel,
         layer="CLIPEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|visual_projection",
+        bias_only_targets=None,
         non_vision_modules=("text_model", "text_projection", "logit_scale"),
         class_tokens=1,
         export_prefixes=("vision_model.", "visual_projection."),
@@ -56,6 +59,8 @@ FAMILIES = {
         vision_class=SiglipVisionModel,
         layer="SiglipEncoderLayer",
         lora_targets=rf"{_LAYER_LINEARS}|vision_model\.head\.mlp\.(fc1|fc2)",
+        # Attention of torch's own reads the weights of this layer past an adapter.
+        bias_only_targets=r"vision_model\.head\.attention\.out_proj",
         non_vision_modules=("text_model", "logit_scale", "logit_bias"),
         class_tokens=0,
         export_prefixes=("vision_model.",),

@@ -16,6 +16,11 @@ from dcr_hf.errors import UserError, WriteError
 MARK = "complete.json"
 
 
+# Options that came later -> what a run did before they did.
+_BEFORE = {"lora_bias": "none", "mask_prompt_padding": False, "decay_all": False, "pixel_statistics": "encoder"}
+_BEFORE |= {"align_pad": True}
+
+
 class ResumeError(UserError):
     """A checkpoint was written with other options than this run's."""
 
@@ -23,12 +28,12 @@ class ResumeError(UserError):
 def check_resume(checkpoint: Path, facts: dict[str, Any], anyway: bool) -> list[str]:
     """The differences between a checkpoint's facts and these, if `anyway` allows any.
 
-    A fact that an older version did not record is not compared.
+    A fact that an older version did not record is compared with what that version did, where it is known.
 
     Raises:
         ResumeError: there are differences, and they are not allowed.
     """
-    before = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+    before = _BEFORE | json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
     changed = [name for name, now in facts.items() if name in before and not _same(before[name], now)]
     differences = [f"{name}: {before[name]!r} -> {facts[name]!r}" for name in changed]
     if differences and not anyway:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.trainer_utils import IntervalStrategy
 
 from dcr_hf.config import DCRConfig, Recipe
@@ -81,6 +82,8 @@ class StagePlan:
             condition_width: C, the denoiser's.
             untrained: with a new projector, whatever the stage starts from: to count what is trained.
         """
+        if self.args.pixel_statistics == "openai":
+            encoder.set_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         if self.trains_projector and self.trains_encoder:
             return end_to_end_stage(encoder, condition_width, self.args)
         if self.trains_projector or untrained or self.projector is None:

@@ -143,6 +143,12 @@ class DCRTrainer(ResumableTrainer):
         self.add_callback(LastPreview(lambda: self._draw_preview(self.model_wrapped)))
         return preview
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """The parameters with weight decay: Trainer's choice, or all."""
+        if self.args.decay_all:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
     def create_optimizer(self, *args, **kwargs):
         """Trainer's, with the projector's learning rate where it has one of its own beside the encoder's."""
         optimizer = super().create_optimizer(*args, **kwargs)

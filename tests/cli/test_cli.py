@@ -45,10 +45,10 @@ def test_a_value_that_is_no_choice_is_one_line():
 
 def test_yaml_words_stay_words(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("save_strategy: no\nview_flips: yes\nuse_cpu: true\noptim_args: null\nwarmup_steps: 3\n")
+    file.write_text("save_strategy: no\nview_flips: yes\nuse_cpu: true\noptim_args: null\nlogging_steps: 3\n")
     _, args = parse(Recipe(encoder="x/y"), {}, ["--config", str(file), "--output_dir", str(tmp_path)])
     assert args.save_strategy == "no" and args.view_flips is True and args.optim_args is None
-    assert args.warmup_steps == 3
+    assert args.logging_steps == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -110,3 +111,16 @@ def test_the_whole_image_is_resized_bicubically():
     image = photo(96)
     found = random_resized_crop(image, 32, np.random.default_rng(0), scale=(1, 1), ratio=(1, 1))
     np.testing.assert_array_equal(np.asarray(found), np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)))
+
+
+def test_a_crop_sees_nothing_outside_its_box():
+    options = {"scale": (0.2, 0.2), "ratio": (1, 1)}
+    marked = np.where(np.arange(64)[:, None, None] % 2 == 0, 255, 0).astype(np.uint8).repeat(64, 1).repeat(3, 2)
+    crop = random_resized_crop(Image.fromarray(marked), 40, np.random.default_rng(3), **options)
+    side = round(math.sqrt(0.2) * 64)
+    draw = np.random.default_rng(3)
+    draw.uniform(0.2, 0.2), draw.uniform(0, 0)
+    left, top = int(draw.integers(64 - side + 1)), int(draw.integers(64 - side + 1))
+    part = marked[top : top + side, left : left + side]
+    expected = Image.fromarray(part).resize((40, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(crop), np.asarray(expected))

@@ -5,12 +5,16 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, CLIPConfig, CLIPModel
 
+from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import FAMILIES, check_encoder
 from dcr_hf.models.loading import load_dual_encoder
+from dcr_hf.models.projector import Projector
+from dcr_hf.training.stages import encoder_stage
 from helpers.images import photographs
+from helpers.runs import short_run
 from helpers.tiny_models import EMBEDDING_WIDTH, MEAN, STD, save_clip
 
 FAMILY_NAMES = sorted(FAMILIES)
@@ -51,6 +55,74 @@ def test_lora_wraps_every_linear_layer_that_gets_a_gradient_and_no_other(encoder
                 parameter.normal_(std=0.02)
     encoder(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in trained.values())
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_are_trained_beside_the_adapters(encoder_folders, name, bias):
+    encoder = ImageEncoder.from_pretrained(str(encoder_folders[name]))
+    linears = {path for path, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
+    names = {path for path, _ in encoder.model.named_parameters() if path.endswith(".bias")}
+    encoder.add_lora(rank=4, alpha=4, dropout=0.0, bias=bias)
+    trained = {path: parameter for path, parameter in encoder.named_parameters() if parameter.requires_grad}
+    biases = {path.replace(".base_layer", "") for path in trained if path.endswith(".bias")}
+    wanted = names if bias == "all" else names & {f"{path}.bias" for path in linears}
+    assert biases == {f"model.base_model.model.{path}" for path in wanted}
+    assert name == "clip" or "model.base_model.model.vision_model.head.attention.out_proj.bias" in biases
+    assert not [path for path in trained if "out_proj.lora" in path and "head" in path]  # no gradient would come
+    encoder(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+
+
+def test_a_vit_l_trains_221184_numbers_of_biases():
+    """As the released code does."""
+    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    with torch.device("meta"):
+        encoder = ImageEncoder(CLIPModel(CLIPConfig(vision_config=tower)), FAMILIES["clip"], MEAN, STD)
+        encoder.add_lora(16, 16, 0.1, "lora_only")
+    named = encoder.named_parameters()
+    assert sum(p.numel() for path, p in named if p.requires_grad and "lora_" not in path) == 221_184
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("options", [{}, {"lora_bias": "none"}, {"lora_bias": "all"}, {"lora_rank": 0}])
+def test_the_original_embedding_is_the_bases_whatever_is_trained(encoder_folders, name, options, tmp_path):
+    images = torch.rand(2, 3, 32, 32)
+    base = ImageEncoder.from_pretrained(str(encoder_folders[name])).eval()
+    encoder = ImageEncoder.from_pretrained(str(encoder_folders[name]))
+    projector = Projector(encoder.embedding_width, 8)
+    model = encoder_stage(encoder, projector, short_run(tmp_path, keep_weight=1.0, **options)).train()
+    held = sum(parameter.numel() for parameter in encoder.parameters())
+    assert (held > 1.9 * sum(parameter.numel() for parameter in base.parameters())) == (
+        options != {"lora_bias": "none"}
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        expected = base(images)
+        torch.testing.assert_close(model(images, originals=2).originals, expected, rtol=0, atol=0)
+        assert (model.eval()(images).embeddings - expected).norm() > 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("trains", ["projector", "encoder"])
+def test_what_is_small_computes_in_full_precision_under_autocast(clip_folder, trains, tmp_path):
+    images, encoder = torch.rand(3, 3, 32, 32), ImageEncoder.from_pretrained(str(clip_folder))
+    projector = Projector(encoder.embedding_width, 8)
+    if trains == "projector":
+        model = ConditionModel(encoder, projector).eval()
+    else:
+        model = encoder_stage(encoder, projector, short_run(tmp_path)).eval()
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(images)
+            rounded = projector(exact.embeddings)
+    assert found.conditions.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    if trains == "projector":
+        torch.testing.assert_close(found, exact, rtol=0, atol=0)
+    else:
+        torch.testing.assert_close(found.conditions, projector(found.embeddings.float()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)

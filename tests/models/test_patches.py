@@ -173,7 +173,7 @@ def test_dcr_contrasts_what_is_predicted_with_tokens(folder, space):
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_the_encoder_gets_a_gradient_through_the_patches_alone(encoder_folders, sd_folder, tmp_path, name):
     denoiser = FrozenDenoiser.from_pretrained(str(sd_folder))
-    args = short_run(tmp_path, condition="patches", patch_keep_ratio=0.25, lora_dropout=0.0)
+    args = short_run(tmp_path, condition="patches", patch_keep_ratio=0.25, lora_dropout=0.0, lora_bias="none")
     model = encoder_stage(
         ImageEncoder.from_pretrained(str(encoder_folders[name])), model_of(encoder_folders[name]).projector, args
     ).train()

@@ -54,8 +54,16 @@ def test_both_are_trained_each_at_its_own_learning_rate(recipe, tmp_path, given,
     DCRTrainer(model, args, denoiser, train_dataset=images).train()
     for name, parameter in model.named_parameters():
         change = (parameter - before[name]).abs().max().item()
+        if "k_proj" in name and "bias" in name:
+            continue  # a softmax does not see it: its gradient is rounding
         # AdamW's first step has the length of the learning rate; lora_A's gradient begins as 0.
-        expected = of_projector if name.startswith("projector.") else 1e-3 if "lora_B" in name else 0.0
+        expected = (
+            of_projector
+            if name.startswith("projector.")
+            else 1e-3
+            if parameter.requires_grad and "lora_A" not in name
+            else 0.0
+        )
         assert change == pytest.approx(expected, rel=0.01), name
 
 

@@ -90,6 +90,10 @@ def assert_alike(found, expected, base):
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     assert any(not torch.equal(tensor, base[name]) for name, tensor in expected[1].items())
     for name, tensor in expected[1].items():
+        if name.endswith(
+            "k_proj.bias"
+        ):  # a softmax does not see it: its gradient is rounding, and AdamW scales that up
+            continue
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
 
 

@@ -63,12 +63,14 @@ def test_stage_1_moves_the_projector_and_nothing_else(encoder_folders, denoiser,
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_stage_2_moves_every_lora_tensor_and_nothing_else(encoder_folders, denoiser, tmp_path, family):
+def test_stage_2_moves_every_lora_tensor_and_bias_and_nothing_else(encoder_folders, denoiser, tmp_path, family):
     args = config(tmp_path)
     model = stage("stage2", ImageEncoder.from_pretrained(str(encoder_folders[family])), args)
     before, frozen = snapshot(model), snapshot(denoiser)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or name.endswith("base_layer.bias") for name in trained)
     DCRTrainer(model, args, denoiser, train_dataset=photo_items(8)).train()
-    assert moved(model, before) == {name for name in before if "lora_" in name}
+    assert moved(model, before) == trained
     assert moved(denoiser, frozen) == set()
 
 

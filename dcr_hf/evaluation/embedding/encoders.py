@@ -3,6 +3,7 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ _KINDS = {"clip": ("projected", "pooled", "mean_patch"), "clip_vision_model": ("
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+Preprocess = Literal["processor", "original"]
+
+
 class PretrainedEncoder:
     """A checkpoint by path or hub id; `name` is its name in the results.
 
@@ -39,7 +43,14 @@ class PretrainedEncoder:
         NotFoundError, UserError: on creation, before weights are read: the checkpoint cannot be measured.
     """
 
-    def __init__(self, name: str, path: str, dtype: str = "float32", device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        preprocess: Preprocess = "processor",
+    ):
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         self.trained, self.base = _trained_and_base(path)
         folder = local_folder(self.base, what=f"encoder {name}:")
@@ -61,7 +72,7 @@ class PretrainedEncoder:
         self.is_clip = config.model_type.startswith("clip")
         self.kinds: tuple[str, ...] = _KINDS.get(self.model_type, ("projected", "mean_patch"))
         side = (config.vision_config if self.has_text else config).image_size
-        self.processor = ImageProcessor(f"encoder {name}: {self.base}", str(folder), side)
+        self.processor = ImageProcessor(f"encoder {name}: {self.base}", str(folder), side, preprocess == "original")
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
@@ -72,6 +83,7 @@ class PretrainedEncoder:
             "weights": weights_revision(self.base),
             "trained": hash_files(sorted(self.trained.glob("*.safetensors"))) if self.trained else None,
             "processor": hashlib.sha256(self.processor.processor.to_json_string().encode()).hexdigest()[:16],
+            **({"preprocess": "original"} if self.processor.original else {}),
             "dtype": self.dtype,
         }
 

@@ -19,20 +19,33 @@ class ImageProcessor:
     """The checkpoint's own image processor, in two halves: resize and crop in the workers (PIL, uint8: a quarter of
     the memory traffic), rescale and normalise on the device."""
 
-    def __init__(self, who: str, path: str, side: int):
+    def __init__(self, who: str, path: str, side: int, original: bool = False):
         """
         Args:
             who: whose it is, for messages.
             side: what the vision tower takes, in pixels; another size of the processor is a UserError.
+            original: cut the centre out where OpenAI's transform does: torchvision rounds half of what is left over,
+                to even; transformers cuts its fraction off.
         """
         # Always PIL: with torchvision the default backend differs in the last digits.
         self.processor = cast(Any, read_image_processor(who, path, side, backend="pil"))
         self.image_size = side
+        self.original = original and bool(getattr(self.processor, "do_center_crop", False))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """RGB image -> (3, S, S), uint8."""
+        if self.original:
+            image = self._centre(image)
         pixels = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
         return pixels["pixel_values"][0]
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        """Resized by its shorter side, then cropped to S x S as torchvision does; the processor leaves it as it is."""
+        shorter = self.processor.size["shortest_edge"]
+        width, height = (shorter * side // min(image.size) for side in image.size)
+        image = image.resize((width, height), self.processor.resample)
+        left, top = (round((side - self.image_size) / 2) for side in image.size)
+        return image.crop((left, top, left + self.image_size, top + self.image_size))
 
     def to_pixel_values(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S), uint8 -> float32 in the encoder's own pixel space."""

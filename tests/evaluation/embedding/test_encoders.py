@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
 
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
@@ -164,3 +165,22 @@ def test_processor_of_another_size_is_refused(clip_folder, tmp_path):
     path.write_text(path.read_text().replace("32", "64"))
     with pytest.raises(ValueError, match=r"makes 64 pixels, its vision tower takes 32"):
         PretrainedEncoder("e", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("size", "left", "top"), [((32, 35), 0, 2), ((35, 32), 2, 0), ((33, 32), 0, 0), ((32, 32), 0, 0)]
+)
+def test_openais_own_crop_rounds(clip_folder, size, left, top):
+    """torchvision: int(round(3 / 2)) = 2, and round(1 / 2) = 0; transformers: 3 // 2 = 1."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    own, original = (PretrainedEncoder("e", str(clip_folder), preprocess=kind) for kind in ("processor", "original"))
+    expected = np.asarray(image)[top : top + 32, left : left + 32].transpose(2, 0, 1)
+    assert np.array_equal(original.preprocess(image).numpy(), expected)
+    floored = np.asarray(image)[top // 2 : top // 2 + 32, left // 2 : left // 2 + 32].transpose(2, 0, 1)
+    assert np.array_equal(own.preprocess(image).numpy(), floored)
+    assert own.identity != original.identity and "preprocess" not in own.identity
+
+
+def test_a_processor_that_does_not_crop_has_no_other_transform(siglip_folder):
+    own, original = (PretrainedEncoder("e", str(siglip_folder), preprocess=kind) for kind in ("processor", "original"))
+    assert own.identity == original.identity
