@@ -192,9 +192,10 @@ def test_nothing_needs_torchvision_or_trusts_remote_code():
         assert all("weights_only=True" in call for call in re.findall(r"torch\.load\([^\n]*", text)), file
 
 
-def test_every_test_that_the_readme_names_exists():
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "README.md").read_text())
-    assert len(named) >= 12
+def test_every_test_that_the_readme_and_the_documents_name_exists():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    named = [found for text in texts for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)]
+    assert len(named) >= 30
     for file, function in named:
         assert f"def {function}(" in (ROOT / file).read_text(), (file, function)
 

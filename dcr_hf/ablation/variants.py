@@ -33,6 +33,10 @@ COMMON: dict[str, object] = {
     "stage2_max_steps": 200,
     "stage2_learning_rate": 1e-4,
     "gradient_accumulation_steps": 1,
+    # README's numbers were measured with these three.
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 10,
+    "lora_bias": "none",
     "dataloader_num_workers": 1,
     "save_steps": 100,
     "save_total_limit": 1,
