@@ -16,6 +16,7 @@ _SHOWN = (
     ("embedding_cosine/other", "others", ".3f"),
     ("noise_mse/own", "noise MSE", ".3f"),
     ("condition_norm", "condition norm", ".2f"),
+    ("moved", "moved", ".4f"),
     ("images_per_second", "images/s", ".1f"),
 )
 

@@ -23,6 +23,7 @@ from dcr_hf.objectives import OBJECTIVES, Batch, Diffused, Negatives, Objective,
 from dcr_hf.objectives.losses import keep_distance
 from dcr_hf.training.gradient_conflict import GradientConflict, conflicting_terms
 from dcr_hf.training.metrics_log import gather_objects
+from dcr_hf.training.moved import Moved
 from dcr_hf.training.preview import LastPreview, Preview
 from dcr_hf.training.resumable import ResumableTrainer, set_learning_rate
 
@@ -84,6 +85,7 @@ class DCRTrainer(ResumableTrainer):
             flips=args.view_flips,
             normalized_by=model.encoder if args.view_space == "normalized" else None,
         )
+        self.moved = Moved(args.folder) if model.trains_encoder else None
         self.conflict = self._gradient_conflict(model)
         self.preview = self._preview()
         self._positions: dict[int, dict] = {}
@@ -110,6 +112,9 @@ class DCRTrainer(ResumableTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch, forward and backward, with a preview before it where one is due, and the data's new position."""
+        if self.moved is not None:
+            images, rank = inputs["images"].to(self.args.device), self.args.process_index
+            self.moved.begin(self._encoder, images, self.state.global_step == 0, rank)
         if self.preview is not None:
             self.preview.show(inputs["images"].to(self.args.device))
             if self.preview.is_due(self.state.global_step):
@@ -193,7 +198,7 @@ class DCRTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Score the encoder as it stands; every rank gets the same numbers."""
         assert self.evaluation is not None  # --eval_strategy needs --eval_benchmarks, see `run.check`
-        scores = self.evaluation(self.accelerator.unwrap_model(self.model).encoder)
+        scores = self.evaluation(self._encoder)
         scores = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
@@ -202,7 +207,12 @@ class DCRTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Trainer would count epochs of an endless stream from the last start.
         self.state.epoch = self.state.global_step / self.state.max_steps
-        super().log(logs, start_time)
+        moved = self.moved.distance(self._encoder) if self.moved is not None and "loss" in logs else None
+        super().log(logs | ({} if moved is None else {"moved": moved}), start_time)
+
+    @property
+    def _encoder(self) -> ImageEncoder:
+        return self.accelerator.unwrap_model(self.model).encoder
 
     def save_extra(self, checkpoint: Path) -> None:
         """Write the data's position."""
