@@ -1,6 +1,7 @@
 """Diagnostics of a trained encoder.
 
 python -m dcr_hf.diagnostics scatter --encoder ENCODER --projector OUT/stage1 --denoiser DENOISER --data LABELLED
+python -m dcr_hf.diagnostics control --run OUT
 """
 
 import argparse
@@ -12,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
+from dcr_hf.diagnostics.control import write_controls
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
@@ -20,7 +22,7 @@ from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.evaluation.readers.image_sets import LabeledImages
 from dcr_hf.evaluation.readers.shards import read_labeled
 from dcr_hf.evaluation.scoring.results import writes_to
-from dcr_hf.files import user_path
+from dcr_hf.files import check_writable, user_path
 from dcr_hf.models.families import check_encoder
 from dcr_hf.models.projector import Projector, check_projector
 
@@ -29,9 +31,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m dcr_hf.diagnostics", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     _add_scatter(commands)
+    _add_control(commands)
     options = parser.parse_args(arguments)
     with exit_on_user_error():
-        print(run_scatter(options))
+        print({"scatter": run_scatter, "control": run_control}[options.command](options))
+
+
+def _add_control(commands) -> None:
+    control = commands.add_parser(
+        "control",
+        help="encoders moved as far as a run's, in random directions",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    control.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
+    control.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a random encoder each")
+    control.add_argument("--output_dir", type=user_path, help="for a folder each; by default RUN/control")
+
+
+def run_control(options: argparse.Namespace) -> str:
+    """Check, write the encoders, and say how to measure them."""
+    if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: give each once, 0 or more.")
+    output_dir = options.output_dir or options.run / "control"
+    check_writable("--output_dir", output_dir)
+    wanted, controls = write_controls(options.run, options.seeds, output_dir)
+    lines = [f"the run moved its embeddings by {wanted:.5f} (mean cosine distance); in random directions:"]
+    lines += [
+        f"  {each.folder}  by {each.distance:.5f}, {each.factor:.2f} times as large a change" for each in controls
+    ]
+    named = " ".join(f"random{each.seed}={each.folder}" for each in controls)
+    return "\n".join([*lines, f"To measure them beside the run: recipes/evaluate.py --encoders BASE DCR {named} ..."])
 
 
 def _add_scatter(commands) -> None:

@@ -93,9 +93,8 @@ def export_encoder(
     merged.save_pretrained(dual)
     _save_tower(dual, vision, family)
     _check_keys(dual, vision)
-    base = local_folder(encoder)
-    _copy(base, dual, _SIDE_FILES)
-    _copy(base, vision, _IMAGE_SIDE_FILES)
+    copy_side_files(encoder, dual)
+    _copy(local_folder(encoder), vision, _IMAGE_SIDE_FILES)
     for folder, target in zip(partial, targets, strict=True):
         write_card(folder, target.name, encoder, config, facts)
     for folder, target in zip(reversed(partial), reversed(targets), strict=True):  # the dual encoder last
@@ -152,6 +151,11 @@ def _keys(folder: Path) -> set[str]:
         with safe_open(file, framework="pt") as weights:
             keys.update(weights.keys())
     return keys
+
+
+def copy_side_files(encoder: str, folder: Path) -> None:
+    """Copy what a dual encoder's folder needs beside configuration and weights, as its authors wrote it."""
+    _copy(local_folder(encoder), folder, _SIDE_FILES)
 
 
 def _copy(base: Path, folder: Path, names: tuple[str, ...]) -> None:

@@ -11,6 +11,8 @@ from dcr_hf.models.reading import read_json
 # A result of stage 2: peft's adapter, or the complete vision side.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 VISION_WEIGHTS = "vision.safetensors"
+# Beside it: the images on which training measures how far the encoder has moved, and their embeddings before.
+FIXED_IMAGES = "moved.safetensors"
 
 
 def trained_base(folder: str | Path) -> str:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from dcr_hf.hub import from_one_process
 from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.models.results import FIXED_IMAGES
 
 logger = logging.getLogger(__name__)
 
 COUNT = 16
-FILE = "moved.safetensors"
 
 
 class Moved:
@@ -28,7 +28,7 @@ class Moved:
     """
 
     def __init__(self, folder: Path):
-        self.file = folder / FILE
+        self.file = folder / FIXED_IMAGES
         self._images: Tensor | None = None
         self._before: Tensor | None = None
 

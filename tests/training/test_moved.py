@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.models.encoder import ImageEncoder
-from dcr_hf.training.moved import FILE, Moved
+from dcr_hf.models.results import FIXED_IMAGES
+from dcr_hf.training.moved import Moved
 from dcr_hf.training.stages import encoder_stage, projector_stage
 from dcr_hf.training.trainer import DCRTrainer
 from helpers.runs import short_run
@@ -39,7 +40,7 @@ def trained(clip_folder, sd_folder, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 0}])
 def test_the_distance_by_hand(trained, clip_folder, tmp_path, options):
     trainer, distances = trained(**options)
-    images = load_file(tmp_path / "outTrue" / FILE)["images"] / 255
+    images = load_file(tmp_path / "outTrue" / FIXED_IMAGES)["images"] / 255
     assert images.shape == (4, 3, 32, 32)
     with torch.no_grad():
         before, after = (
