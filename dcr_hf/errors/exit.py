@@ -1,4 +1,5 @@
-"""How a program ends: 0, 2 for a mistake of the user's, 75 for a run that is incomplete and can be resumed."""
+"""How a program ends: 0, 2 for a mistake of the user's, 75 for a run that is incomplete and can be resumed, 130 for
+Ctrl-C outside a training, which ends with a checkpoint and 75."""
 
 import contextlib
 import io
@@ -10,6 +11,7 @@ from dcr_hf.errors.user import UserError
 
 # sysexits.h calls it EX_TEMPFAIL: the same command, run again, resumes.
 INCOMPLETE = 75
+CTRL_C = 130  # as shells have it: 128 + SIGINT
 
 
 class Interrupted(Exception):
@@ -22,8 +24,8 @@ class UnavailableError(Exception):
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program with one line: code 2 on a `UserError`, code 75 on `Interrupted` and
-    `UnavailableError`. Nothing else is caught. What the terminal's encoding lacks is shown as a question mark."""
+    """End the program with one line: code 2 on a `UserError`, 75 on `Interrupted` and `UnavailableError`, 130
+    on Ctrl-C. Nothing else is caught. What the terminal's encoding lacks is shown as a question mark."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -36,6 +38,9 @@ def exit_on_user_error() -> Iterator[None]:
     except UnavailableError as error:
         print(f"{program}: {own_message(error)} Run the same command again later.", file=sys.stderr)
         raise SystemExit(INCOMPLETE) from error
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by Ctrl-C. What was saved before is complete.", file=sys.stderr)
+        raise SystemExit(CTRL_C) from None
     except UserError as error:
         print(f"{program}: error: {own_message(error)}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -171,9 +171,11 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
     stage = facts.encoder_stage
     trained = output_dir / stage / (checkpoint or "")
     if not has_encoder(trained):
-        known = sorted(path.name for path in output_dir.glob(f"{stage}/checkpoint-*") if has_encoder(path))
+        found = [path for path in output_dir.glob(f"{stage}/checkpoint-*") if has_encoder(path)]
+        known = [path.name for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))]
+        reason = f"{stage} has not finished there" if checkpoint is None else "there is no such checkpoint"
         raise NotFoundError(
-            f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {stage} has not finished there. "
+            f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {reason}. "
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )
     if hub_id(facts.encoder):

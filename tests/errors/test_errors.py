@@ -84,3 +84,9 @@ def test_a_terminal_that_lacks_a_sign_gets_a_question_mark():
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout.decode("latin-1")) == (0, "± 0.3 ?\n")
+
+
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and "stopped by Ctrl-C" in capsys.readouterr().err
