@@ -18,6 +18,7 @@ def check_values(args: "DCRConfig") -> None:
     _check_negatives(args)
     _check_diagnostics(args)
     _check_warmup(args)
+    _check_compile(args)
 
 
 def _check_batches(args: "DCRConfig") -> None:
@@ -97,4 +98,12 @@ def _check_warmup(args: "DCRConfig") -> None:
         raise UserError(
             f"--warmup_steps is {args.warmup_steps:g}, and --lr_scheduler_type constant has no warm-up. Give "
             "--lr_scheduler_type constant_with_warmup too."
+        )
+
+
+def _check_compile(args: "DCRConfig") -> None:
+    if args.torch_compile_mode in ("reduce-overhead", "max-autotune"):
+        raise UserError(
+            f"--torch_compile_mode {args.torch_compile_mode} records CUDA graphs, whose outputs the next chunk of "
+            "pairs would overwrite. Give default or max-autotune-no-cudagraphs."
         )

@@ -66,6 +66,15 @@ def predict_in_chunks(
     return torch.cat(outputs)[:pairs]
 
 
+# What CUDA's libraries say where their own allocations fail, in errors of no type of their own.
+_NO_MEMORY = ("out of memory", *(f"{library}_STATUS_ALLOC_FAILED" for library in ("CUDNN", "CUBLAS", "CUSOLVER")))
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether the device had no memory left, by torch's allocator or by a library of CUDA's."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
 class _Chunk(torch.autograd.Function):
     """One chunk, whose activations are kept or recomputed.
 
@@ -81,7 +90,9 @@ class _Chunk(torch.autograd.Function):
             try:
                 ctx.graphs.append(_graph(evaluate, rows, conditions))
                 return ctx.graphs[0][1].detach()
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 plan.limit(max(1, len(rows) // 2))
         return _halving(evaluate, plan, rows, conditions)
 
@@ -108,7 +119,9 @@ def _halving(function: Callable[..., Tensor], plan: ChunkPlan, *arguments: Tenso
     pairs = len(arguments[0])
     try:
         return function(*arguments)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         if pairs == 1:
             error.add_note(
                 "A single pair of latent and condition does not fit. Lower --per_device_train_batch_size, or give "

@@ -3,6 +3,7 @@
 import logging
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,9 @@ from dcr_hf.denoiser.chunks import ChunkPlan, Evaluate
 
 logger = logging.getLogger(__name__)
 
-PROBE = 4
-# Smaller chunks leave a GPU idle between kernels; they are taken only where this many do not fit.
-SMALL = 32
+PROBES = (4, 8)  # pairs; what both take whatever their number, such as the libraries' workspaces, is no pair's
+# Smaller chunks leave a device idle between kernels; they are taken only where this many do not fit.
+SMALL = {"cpu": 32, "cuda": 64}
 # A share of the device, left for fragmentation, other processes and the optimizer's state, allocated after step 1.
 MARGIN = 0.1
 # On a CPU nothing is measured, so that a resumed run takes the same chunks and stays exact.
@@ -31,10 +32,10 @@ class PairMemory:
     working: int
 
 
-def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
+def choose_plan(pairs: int, memory: PairMemory, budget: int, small: int = SMALL["cpu"]) -> ChunkPlan:
     """The plan that recomputes the fewest pairs within `budget` bytes; among equals, the one with the largest chunks.
 
-    Chunks of fewer than `SMALL` pairs are taken only where twice as many do not fit. If not even one pair fits, the
+    Chunks of fewer than `small` pairs are taken only where twice as many do not fit. If not even one pair fits, the
     plan tries one.
     """
     fits = budget // (memory.saved + memory.working)
@@ -42,7 +43,7 @@ def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
         return ChunkPlan(1)
     sizes = {math.ceil(pairs / chunks) for chunks in range(1, pairs + 1)}  # chunks as even as can be
     plans = []
-    for size in (size for size in sizes if min(SMALL, math.ceil(fits / 2), pairs) <= size <= fits):
+    for size in (size for size in sizes if min(small, math.ceil(fits / 2), pairs) <= size <= fits):
         chunks = math.ceil(pairs / size)
         kept = min(chunks, (budget - size * memory.working) // (size * memory.saved))
         recomputed = (chunks - kept) * size
@@ -51,16 +52,37 @@ def choose_plan(pairs: int, memory: PairMemory, budget: int) -> ChunkPlan:
 
 
 def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemory:
-    """The memory that a pair takes, by one forward and backward pass of a few pairs.
+    """The memory that a pair takes, by a forward and backward pass of a few pairs.
 
-    On a GPU the allocator measures it. Elsewhere the bytes of all live tensors are counted, which gives the same on
-    every machine (and allocates nothing on the meta device).
+    On a GPU the allocator measures two numbers of pairs; their difference counts. Elsewhere the bytes of all live
+    tensors are counted, which gives the same on every machine (and allocates nothing on the meta device).
     """
-    rows, leaf = latents[:PROBE], conditions[:PROBE].detach().requires_grad_()
-    measured = _measure_cuda if leaf.is_cuda else _measure_by_counting
+    if not conditions.is_cuda:
+        saved, peak = _probe(_measure_by_counting, evaluate, latents, conditions, PROBES[0])
+        pairs = min(PROBES[0], len(latents))
+        return PairMemory(math.ceil(saved / pairs), math.ceil((peak - saved) / pairs))
+    few, more = (_probe(_measure_cuda, evaluate, latents, conditions, pairs) for pairs in PROBES)
+    return slope(few, more, *(min(pairs, len(latents)) for pairs in PROBES))
+
+
+def _probe(
+    measured: Callable[[Evaluate, Tensor, Tensor], tuple[int, int]],
+    evaluate: Evaluate,
+    latents: Tensor,
+    conditions: Tensor,
+    pairs: int,
+) -> tuple[int, int]:
     with torch.enable_grad():
-        saved, peak = measured(evaluate, rows, leaf)
-    return PairMemory(math.ceil(saved / len(rows)), math.ceil((peak - saved) / len(rows)))
+        return measured(evaluate, latents[:pairs], conditions[:pairs].detach().requires_grad_())
+
+
+def slope(few: tuple[int, int], more: tuple[int, int], pairs_few: int, pairs_more: int) -> PairMemory:
+    """The bytes of a pair, from (saved, peak) of two numbers of pairs; of one, where there are no more pairs."""
+    saved, working = (
+        (second - first) / (pairs_more - pairs_few) if pairs_more > pairs_few else second / pairs_more
+        for first, second in ((few[0], more[0]), (few[1] - few[0], more[1] - more[0]))
+    )
+    return PairMemory(max(1, math.ceil(saved)), max(0, math.ceil(working)))
 
 
 def _measure_cuda(evaluate: Evaluate, rows: Tensor, leaf: Tensor) -> tuple[int, int]:
@@ -136,7 +158,7 @@ def make_plan(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> ChunkP
     """The plan for these pairs, by `measure` and `choose_plan`; logs both."""
     memory = measure(evaluate, latents, conditions)
     budget = memory_budget(conditions.device)
-    plan = choose_plan(len(latents), memory, budget)
+    plan = choose_plan(len(latents), memory, budget, SMALL["cuda" if conditions.is_cuda else "cpu"])
     logger.info(
         f"--pair_chunk_size auto: {len(latents)} pairs in chunks of {plan.size}, the last {plan.kept} without "
         f"recomputation. A pair saves {memory.saved / 2**20:.1f} MiB and takes {memory.working / 2**20:.1f} MiB more "

@@ -90,6 +90,17 @@ def test_what_has_no_effect_is_refused_with_the_right_name(tmp_path, given, inst
         refuse_without_effect(args)
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_graphs_whose_outputs_the_next_chunk_would_overwrite_are_refused(tmp_path, mode):
+    with pytest.raises(UserError, match=r"--torch_compile_mode .* records CUDA graphs.*max-autotune-no-cudagraphs"):
+        short_run(tmp_path, torch_compile_mode=mode)
+
+
+def test_a_warm_up_that_the_schedule_ignores_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--warmup_steps is 3, and --lr_scheduler_type constant has no warm-up"):
+        short_run(tmp_path, warmup_steps=3)
+
+
 @pytest.mark.parametrize("kind", [DCRConfig, LlavaTraining])
 def test_defaults_are_not_refused(kind, tmp_path):
     refuse_without_effect(kind(output_dir=str(tmp_path), use_cpu=True))

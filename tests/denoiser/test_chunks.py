@@ -13,7 +13,8 @@ PAIRS, WIDTH = 11, 3
 class Evaluation:
     """A small function of a pair that runs out of memory when it sees too many pairs, and counts what it does."""
 
-    def __init__(self, fits=PAIRS, fits_with_graph=PAIRS):
+    def __init__(self, fits=PAIRS, fits_with_graph=PAIRS, error=None):
+        self.error = error or torch.OutOfMemoryError("for the test")
         self.fits, self.fits_with_graph = fits, fits_with_graph
         self.latents = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
         self.pairs = self.with_graph = 0
@@ -22,7 +23,7 @@ class Evaluation:
     def __call__(self, rows, conditions):
         limit = self.fits_with_graph if torch.is_grad_enabled() else self.fits
         if len(rows) > limit:
-            raise torch.OutOfMemoryError("for the test")
+            raise self.error
         self.pairs += len(rows)
         self.with_graph += len(rows) * torch.is_grad_enabled()
         self.shapes.add(len(rows))
@@ -93,6 +94,20 @@ def test_out_of_memory_goes_on_in_halves_and_says_so(fits, fits_with_graph, expe
     caplog.clear()
     assert_same(run(Evaluation(fits, fits_with_graph), plan), expected)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED when calling", "CUDA error: out of memory"]
+)
+def test_a_library_without_memory_is_out_of_memory_too(expected, words):
+    plan = ChunkPlan(8, kept=1)
+    assert_same(run(Evaluation(3, 3, RuntimeError(words)), plan), expected)
+    assert plan.size <= 3
+
+
+def test_any_other_error_stays_one():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(Evaluation(3, 3, RuntimeError("CUDA error: an illegal memory access")), ChunkPlan(8, kept=1))
 
 
 def test_out_of_memory_in_the_backward_pass_alone(expected, caplog):

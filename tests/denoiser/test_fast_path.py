@@ -123,6 +123,15 @@ def test_compiled_chunks_are_the_same_and_one_graph_each_way(folder):
     assert len(graphs) == 2
 
 
+def test_the_memory_probe_compiles_nothing(folder):
+    denoiser = FrozenDenoiser.from_pretrained(str(folder), pair_chunk_size="auto")
+    graphs = []
+    torch._dynamo.reset()
+    denoiser.compile_unet(backend=lambda graph, example_inputs: graphs.append(graph) or graph.forward)
+    value_and_gradient(denoiser, 8, plain=False)
+    assert len(graphs) == 1  # all pairs at once, in a graph that leads back
+
+
 @pytest.mark.parametrize(
     "odd",
     [{"only_cross_attention": True}, {"mid_block_type": None}, {"center_input_sample": True}],

@@ -5,7 +5,7 @@ import torch
 
 from dcr_hf import FrozenDenoiser
 from dcr_hf.denoiser.chunks import ChunkPlan
-from dcr_hf.denoiser.planner import CPU_BUDGET, LiveBytes, PairMemory, choose_plan, measure, memory_budget
+from dcr_hf.denoiser.planner import CPU_BUDGET, LiveBytes, PairMemory, choose_plan, measure, memory_budget, slope
 from helpers.tiny_models import CONDITION_WIDTH
 
 PAIR = PairMemory(saved=10, working=5)
@@ -155,3 +155,16 @@ def test_measuring_is_no_evaluation(denoiser):
     denoiser.pair_chunk_size = "auto"
     denoiser.predict_pairs(*pairs_of(denoiser, 3, 4))
     assert denoiser.evaluations == 12
+
+
+def test_what_all_pairs_share_is_no_pairs():
+    """8 MB of workspaces, 3 MB saved and 2 MB more a pair."""
+    few, more = ((pairs * 3 + 8, pairs * 3 + 8 + pairs * 2 + 1) for pairs in (4, 8))
+    assert slope(few, more, 4, 8) == PairMemory(saved=3, working=2)
+    assert slope(few, few, 4, 4) == PairMemory(saved=5, working=3)  # no more pairs than 4: what they took
+
+
+def test_a_gpu_takes_no_small_chunks_where_larger_ones_fit():
+    memory = PairMemory(1, 0)
+    assert choose_plan(256, memory, 250, small=64).size >= 64
+    assert choose_plan(256, memory, 250, small=1).size < 64  # which recomputes less

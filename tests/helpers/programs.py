@@ -6,6 +6,7 @@ environment, output and exit code, and as easily killed as any. Launchers fork t
 """
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -13,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import deepspeed
 
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
@@ -24,7 +23,9 @@ ACCELERATE = ["-m", "accelerate.commands.launch"]
 FORKED_RANKS = {"PET_RUN_PATH": "1", "PET_START_METHOD": "fork"}
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["dcr_hf.run", "dcr_hf.evaluation.cli", "torch.distributed.run", "deepspeed"])
+_has_deepspeed = importlib.util.find_spec("deepspeed") is not None  # a machine without it runs the other tests
+_preloaded = ["dcr_hf.run", "dcr_hf.evaluation.cli", "torch.distributed.run"]
+_forks.set_forkserver_preload([*_preloaded, *(["deepspeed"] if _has_deepspeed else [])])
 
 
 class Program:
@@ -81,8 +82,11 @@ def _become(argv: list[str], output: Path, environment: dict[str, str]) -> None:
     sys.path.insert(0, str(ROOT / "tests"))  # where `helpers` is
     # This process's own children, DataLoader's workers, start in Python's usual way, not in the way that it did.
     multiprocessing.set_start_method(None, force=True)
-    # At the first start on a machine DeepSpeed would compile its own collectives for CPUs, for a minute on two cores.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if _has_deepspeed:
+        # At the first start on a machine it would compile its own collectives for CPUs, for a minute on two cores.
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if argv[0] == "-m":
         sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
