@@ -9,6 +9,7 @@ lint:
 
 types:
 	mypy
+	mypy benchmarks
 
 # Under a minute: the house, the options, the mathematics and the data, without a run from end to end.
 FAST = tests/test_structure.py tests/config tests/errors tests/objectives/test_losses.py tests/objectives/test_spaces.py \

@@ -60,7 +60,7 @@ def operations(function, *inputs: Tensor) -> tuple[int, int]:
 def count(config: dict, side: int, conditions: int) -> dict[str, float]:
     """Of one UNet at latents of side x side."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, **config).eval().requires_grad_(False)
+        unet = UNet2DConditionModel(sample_size=64, **config).eval().requires_grad_(False)  # type: ignore[attr-defined]  # diffusers wraps it
         width = config["cross_attention_dim"]
         matrix = install(unet, torch.zeros(1, 77, width))
         added = {"text_embeds": torch.zeros(1, POOLED), "time_ids": torch.zeros(1, TIME_IDS)}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from dcr_hf import DCRConfig
 from dcr_hf.denoiser import FrozenDenoiser
-from dcr_hf.denoiser.planner import MARGIN, LiveBytes, PairMemory, choose_plan, measure
+from dcr_hf.denoiser.planner import MARGIN, SMALL, LiveBytes, PairMemory, choose_plan, measure
 
 GIB = 2**30
 CONTEXT = int(0.7 * GIB)
@@ -78,13 +78,13 @@ def main() -> None:
         own, image = encoder_bytes(encoder, image_size, size.condition, checkpointing)
         memory, fixed = pairs[image_size], frozen + own + 2 * B * image + CONTEXT
         title = name + ", --gradient_checkpointing" * checkpointing
-        row = {"model": title, "pair_kept": memory.kept, "pair_working": memory.working, "fixed": fixed, "gpus": {}}
+        row = {"model": title, "pair_saved": memory.saved, "pair_working": memory.working, "fixed": fixed, "gpus": {}}
         count = B * B + B
         for gpu in GPUS:
-            plan = choose_plan(count, memory, max(0, int((1 - MARGIN) * gpu * GIB) - fixed))
+            plan = choose_plan(count, memory, max(0, int((1 - MARGIN) * gpu * GIB) - fixed), SMALL["cuda"])
             chunks = -(-count // plan.size)
             recomputed = (chunks - plan.kept) * plan.size / count
-            peak = fixed + plan.size * (plan.kept * memory.kept + memory.working)
+            peak = fixed + plan.size * (plan.kept * memory.saved + memory.working)
             row["gpus"][gpu] = {"size": plan.size, "kept": plan.kept, "recomputed": recomputed, "peak": peak}
         rows.append(row)
     folder = Path(options.output_dir)
@@ -109,7 +109,7 @@ def markdown(rows: list[dict]) -> str:
                 if fits
                 else "does not fit"
             )
-        pair = f"{(row['pair_kept'] + row['pair_working']) / 2**20:.0f} MiB"
+        pair = f"{(row['pair_saved'] + row['pair_working']) / 2**20:.0f} MiB"
         lines.append(f"| {row['model']} | {' | '.join(cells)} | {pair} | {row['fixed'] / GIB:.1f} GiB |")
     return "\n".join(lines) + "\n"
 

@@ -49,7 +49,7 @@ def random_unet(size: Size, dtype: torch.dtype) -> UNet2DConditionModel:
         cross_attention_dim=size.condition,
         use_linear_projection=True,
     )
-    return unet.to(dtype).eval().requires_grad_(False)
+    return unet.to(dtype).eval().requires_grad_(False)  # type: ignore[attr-defined]  # diffusers wraps it
 
 
 def random_denoiser(
@@ -63,7 +63,7 @@ def random_denoiser(
         latent_channels=4,
     )
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return FrozenDenoiser(unet, vae.to(unet.dtype), scheduler, empty_prompt, pair_chunk_size=pair_chunk_size)
+    return FrozenDenoiser(unet, vae.to(unet.dtype), scheduler, empty_prompt, pair_chunk_size=pair_chunk_size)  # type: ignore[attr-defined]  # diffusers wraps it
 
 
 def random_text_encoder(size: Size, dtype: torch.dtype) -> CLIPTextModel:

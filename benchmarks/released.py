@@ -54,9 +54,9 @@ class ReleasedStep:
         return torch.stack(losses).mean()
 
     def _predict(self, prompt: Tensor, noisy: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = self.unet.dtype  # type: ignore[attr-defined]  # diffusers wraps it
         tokens = prompt + conditions[:, None].to(dtype)
-        return self.unet(noisy.to(dtype), timesteps, tokens).sample.float()
+        return self.unet(noisy.to(dtype), timesteps, tokens).sample.float()  # type: ignore[operator]  # diffusers wraps it
 
 
 @torch.no_grad()
