@@ -1,8 +1,6 @@
 """The frozen Stable Diffusion: images -> latents, noise and target; predictions for pairs of latent and condition."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -178,8 +176,7 @@ class FrozenDenoiser(NoiseSchedule):
         with _own_dtype(noisy_latents):
             evaluate, brought = path(noisy_latents.to(self.dtype), timesteps, conditions)
             brought = brought[chosen.flatten()]  # (B * M, ...)
-            with self._uncompiled():  # a probe's shape would be a graph more
-                plan = self._plan(evaluate, rows, brought)
+            plan = self._plan(evaluate, rows, brought)
             flat = predict_in_chunks(evaluate, rows, brought, plan, pad=self._compiled)
         return _full(flat).unflatten(0, chosen.shape)  # (B, M, 4, h, w)
 
@@ -221,19 +218,11 @@ class FrozenDenoiser(NoiseSchedule):
         """The plan for this number and kind of pairs, made once, so that all steps of a run have the same chunks."""
         key = (self.pair_chunk_size, *brought.shape)
         if key not in self._plans:
-            size = self.pair_chunk_size
+            size, compiled = self.pair_chunk_size, (self._finish, self._forward)
+            self._finish, self._forward = finish, self.unet.forward  # a probe's shape would be a graph more
             plan = make_plan(evaluate, rows, brought) if size == "auto" else ChunkPlan(size or len(rows))
-            self._plans[key] = plan
+            self._plans[key], (self._finish, self._forward) = plan, compiled
         return self._plans[key]
-
-    @contextmanager
-    def _uncompiled(self) -> Iterator[None]:
-        compiled = self._finish, self._forward
-        self._finish, self._forward = finish, self.unet.forward
-        try:
-            yield
-        finally:
-            self._finish, self._forward = compiled
 
     def reset_chunk_plans(self) -> None:
         """Forget the measured plans: call it when another model shares the device's memory with the pairs."""
