@@ -34,13 +34,13 @@ class ImageProcessor:
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """RGB image -> (3, S, S), uint8."""
-        if self.original:
-            image = self._centre(image)
-        pixels = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        done = {"do_resize": False, "do_center_crop": False} if self.original else {}
+        image = self._centre(image) if self.original else image
+        pixels = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False, **done)
         return pixels["pixel_values"][0]
 
     def _centre(self, image: Image.Image) -> Image.Image:
-        """Resized by its shorter side, then cropped to S x S as torchvision does; the processor leaves it as it is."""
+        """Resized by its shorter side, then cropped to S x S as torchvision does."""
         shorter = self.processor.size["shortest_edge"]
         width, height = (shorter * side // min(image.size) for side in image.size)
         image = image.resize((width, height), self.processor.resample)

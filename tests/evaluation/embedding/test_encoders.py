@@ -184,3 +184,14 @@ def test_openais_own_crop_rounds(clip_folder, size, left, top):
 def test_a_processor_that_does_not_crop_has_no_other_transform(siglip_folder):
     own, original = (PretrainedEncoder("e", str(siglip_folder), preprocess=kind) for kind in ("processor", "original"))
     assert own.identity == original.identity
+
+
+def test_openais_transform_resizes_once(clip_folder, tmp_path):
+    """A processor that resizes to more than it crops: the crop is not resized again."""
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"size": {"shortest_edge": 40}}))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 107, 3), dtype=np.uint8))
+    found = PretrainedEncoder("e", str(folder), preprocess="original").preprocess(image)
+    resized = np.asarray(image.resize((53, 40), Image.Resampling.BICUBIC))
+    assert np.array_equal(found.numpy(), resized[4:36, 10:42].transpose(2, 0, 1))  # round(21 / 2) = 10
