@@ -32,14 +32,16 @@ class Moved:
         self._images: Tensor | None = None
         self._before: Tensor | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        return self._images is not None
+
     def begin(self, encoder: ImageEncoder, images: Tensor, is_new: bool, rank: int) -> None:
-        """At the first call: choose from (B, 3, H, W) in [0, 1], or take what an earlier start of the run chose.
+        """Choose from (B, 3, H, W) in [0, 1], or take what an earlier start of the run chose. To be called once.
 
         Args:
             is_new: nothing is trained yet, so that `encoder` is the original.
         """
-        if self._images is not None:
-            return
         pixels = (images[:COUNT] * 255).round().byte().cpu()
         chosen = from_one_process(lambda: {"images": pixels} if is_new else self._read())
         if not chosen:

@@ -112,7 +112,7 @@ class DCRTrainer(ResumableTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch, forward and backward, with a preview before it where one is due, and the data's new position."""
-        if self.moved is not None:
+        if self.moved is not None and not self.moved.has_begun:
             images, rank = inputs["images"].to(self.args.device), self.args.process_index
             self.moved.begin(self._encoder, images, self.state.global_step == 0, rank)
         if self.preview is not None:
