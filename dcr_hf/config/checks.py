@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from dcr_hf.config.options import schedule_of
 from dcr_hf.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _check_diagnostics(args: "DCRConfig") -> None:
 
 
 def _check_warmup(args: "DCRConfig") -> None:
-    if args.warmup_steps and str(args.lr_scheduler_type).rpartition(".")[2].lower() == "constant":
+    if args.warmup_steps and schedule_of(args) == "constant":
         raise UserError(
             f"--warmup_steps is {args.warmup_steps:g}, and --lr_scheduler_type constant has no warm-up. Give "
             "--lr_scheduler_type constant_with_warmup too."

@@ -124,10 +124,15 @@ def facts_of(options: Any) -> dict[str, Any]:
         for o in options_of(type(options))
         if o.role is Role.RESULT or o.name in by_stage
     }
-    if str(getattr(options, "lr_scheduler_type", "")).rpartition(".")[2].lower() in _ANY_LENGTH:
+    if schedule_of(options) in _ANY_LENGTH:
         for name in ("max_steps", "num_train_epochs"):
             facts.pop(name, None)
     return _as_saved(facts)
+
+
+def schedule_of(options: Any) -> str:
+    """The name of the learning rate's schedule, as a command line has it; "" where there is none."""
+    return str(getattr(options, "lr_scheduler_type", "")).rpartition(".")[2].lower()
 
 
 def facts_of_stage(recipe: Any, args: Any) -> dict[str, Any]:

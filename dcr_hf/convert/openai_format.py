@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, PreTrainedModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dcr_hf.convert.state_dict import read_state_dict
 from dcr_hf.errors import UserError, as_user_error
@@ -14,8 +15,6 @@ from dcr_hf.models.families import read_encoder_config
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.reading import SIDE_FILE_ERRORS
 
-OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
-OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
 # The format does not store the number of heads: 64 channels each, except in the vision towers of open_clip's ViT-H, g,
 # bigG and e. Text towers of the same widths have 64 (bigG: 20 heads).
 HEAD_WIDTH = 64
@@ -157,8 +156,8 @@ def convert(path: Path, output_dir: Path, base: str, activation: str | None = No
     CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        image_mean=OPENAI_MEAN,
-        image_std=OPENAI_STD,
+        image_mean=OPENAI_CLIP_MEAN,
+        image_std=OPENAI_CLIP_STD,
     ).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     return model.eval()

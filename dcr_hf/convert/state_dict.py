@@ -18,7 +18,7 @@ _IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights of a CLIP in a `.pt`, `.pth` or `.safetensors` file, under OpenAI's names; runs no code of the file.
 
-    The CLIP may lie anywhere in a larger model (as DIVA saves its whole trainer), and the vision tower may lie there
+    The CLIP may lie anywhere in a larger model (DIVA saves its complete trainer), and the vision tower may lie there
     alone, without `visual.` (as un2CLIP saves it).
 
     Raises:
@@ -74,12 +74,10 @@ def _is_torchscript(path: Path) -> bool:
 def _clip_inside(path: Path, content: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, bool]:
     """The CLIP's own weights, without the prefix that they have in the file; that prefix; whether it is the vision
     tower alone."""
-    end = "visual.conv1.weight"
-    prefixes = [name.removesuffix(end) for name in content if name == end or name.endswith(f".{end}")]
+    prefixes = _before(content, "visual.conv1.weight")
     bare = not prefixes
     if bare:
-        end = "class_embedding"
-        prefixes = [name.removesuffix(end) for name in content if name == end or name.endswith(f".{end}")]
+        prefixes = _before(content, "class_embedding")
     if len(prefixes) != 1:
         found = f"{len(prefixes)} CLIPs, at {', '.join(prefixes[:3])}" if prefixes else "none"
         raise UserError(
@@ -89,3 +87,8 @@ def _clip_inside(path: Path, content: dict[str, Tensor]) -> tuple[dict[str, Tens
     prefix = prefixes[0]
     inside = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
     return inside, prefix, bare
+
+
+def _before(content: dict[str, Tensor], end: str) -> list[str]:
+    """What stands before `end` in the names that end with it, up to a dot."""
+    return [name.removesuffix(end) for name in content if name == end or name.endswith(f".{end}")]

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -78,16 +79,31 @@ def random_resized_crop(
     The distribution is that of torchvision's RandomResizedCrop. If no such part fits, the largest centred one with the
     nearest ratio is taken.
     """
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            break
-    else:
-        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-        left, top = (width - w) // 2, (height - h) // 2
+    left, top, w, h = draw_box(*image.size, scale, ratio, rng.uniform, lambda limit: int(rng.integers(limit)))
     # Cut out first: with `resize(box=...)` the filter's edge would see pixels outside the part.
     return image.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def draw_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    uniform: Callable[[float, float], float],
+    below: Callable[[int], int],
+) -> tuple[int, int, int, int]:
+    """torchvision's random box in an image: (left, top, width, height) in pixels.
+
+    Args:
+        scale, ratio: bounds of its share of the area and of its aspect ratio, width / height. After ten boxes that do
+            not fit, the largest centred one with the nearest ratio is taken.
+        uniform: draws a number between two; below: a whole number from 0, less than one.
+    """
+    for _ in range(10):
+        area = width * height * uniform(*scale)
+        aspect = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return below(width - w + 1), below(height - h + 1), w, h
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -1,11 +1,12 @@
 """The positive view as torchvision makes it, image by image, of values in any range: what the released code has."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dcr_hf.data.images import draw_box
 
 _GREY = (0.2989, 0.587, 0.114)
 
@@ -13,7 +14,7 @@ _GREY = (0.2989, 0.587, 0.114)
 class TorchvisionView:
     """RandomResizedCrop, flips where wanted, then ColorJitter, drawn for each image, with torchvision's arithmetic.
 
-    Of values outside [0, 1] that arithmetic is not kornia's: the clamp stands behind brightness, contrast and
+    For values outside [0, 1] it differs from kornia's: it clamps after brightness, contrast and
     saturation and nowhere else, and which of the four comes first is drawn for each image.
 
     Args:
@@ -49,16 +50,11 @@ class TorchvisionView:
         return F.interpolate(box, side, mode="bilinear", antialias=True, align_corners=False)[0]
 
     def draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in whole pixels; after ten boxes that do not fit, the image itself."""
-        for _ in range(10):
-            area = height * width * _uniform(*self.scale)
-            aspect = math.exp(_uniform(*map(math.log, self.ratio)))
-            box = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-            if 0 < box[0] <= height and 0 < box[1] <= width:
-                top, left = (int(torch.randint(0, room + 1, ())) for room in (height - box[0], width - box[1]))
-                return top, left, *box
-        side = min(height, width)
-        return (height - side) // 2, (width - side) // 2, side, side
+        """(top, left, height, width) in pixels."""
+        left, top, w, h = draw_box(
+            width, height, self.scale, self.ratio, _uniform, lambda limit: int(torch.randint(limit, ()))
+        )
+        return top, left, h, w
 
     def draw_jitter(self) -> list[Callable[[Tensor], Tensor]]:
         """The four operations on an image (3, H, W), in a random order, with random strengths."""

@@ -166,7 +166,7 @@ def embed_empty_prompt(path_or_id: str, mask_padding: bool = False) -> EmptyProm
     The text encoders are dropped afterwards: E never changes.
 
     Args:
-        mask_padding: the text encoders do not attend to the tokens behind the prompt's end, as in the released code;
+        mask_padding: the text encoders do not attend to the tokens after the prompt's end, as in the released code;
             Stable Diffusion was trained without the mask, and diffusers has none.
     """
     folder = pipeline_folder(path_or_id)

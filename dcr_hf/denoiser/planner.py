@@ -3,7 +3,6 @@
 import logging
 import math
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,23 +56,11 @@ def measure(evaluate: Evaluate, latents: Tensor, conditions: Tensor) -> PairMemo
     On a GPU the allocator measures two numbers of pairs; their difference counts. Elsewhere the bytes of all live
     tensors are counted, which gives the same on every machine (and allocates nothing on the meta device).
     """
-    if not conditions.is_cuda:
-        saved, peak = _probe(_measure_by_counting, evaluate, latents, conditions, PROBES[0])
-        pairs = min(PROBES[0], len(latents))
-        return PairMemory(math.ceil(saved / pairs), math.ceil((peak - saved) / pairs))
-    few, more = (_probe(_measure_cuda, evaluate, latents, conditions, pairs) for pairs in PROBES)
-    return slope(few, more, *(min(pairs, len(latents)) for pairs in PROBES))
-
-
-def _probe(
-    measured: Callable[[Evaluate, Tensor, Tensor], tuple[int, int]],
-    evaluate: Evaluate,
-    latents: Tensor,
-    conditions: Tensor,
-    pairs: int,
-) -> tuple[int, int]:
+    measured, probes = (_measure_cuda, PROBES) if conditions.is_cuda else (_measure_by_counting, PROBES[:1])
+    counts = [min(pairs, len(latents)) for pairs in probes]
     with torch.enable_grad():
-        return measured(evaluate, latents[:pairs], conditions[:pairs].detach().requires_grad_())
+        found = [measured(evaluate, latents[:pairs], conditions[:pairs].detach().requires_grad_()) for pairs in counts]
+    return slope(found[0], found[-1], counts[0], counts[-1])
 
 
 def slope(few: tuple[int, int], more: tuple[int, int], pairs_few: int, pairs_more: int) -> PairMemory:

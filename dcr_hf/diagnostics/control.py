@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from dcr_hf.errors import AlreadyExistsError, NotFoundError, UserError
+from dcr_hf.evaluation.embedding.inputs import ImageProcessor
 from dcr_hf.export import RunFacts, copy_side_files
-from dcr_hf.hub import hub_id, pin
-from dcr_hf.models.encoder import ImageEncoder
+from dcr_hf.hub import local_folder
 from dcr_hf.models.loading import load_dual_encoder
 from dcr_hf.models.results import FIXED_IMAGES, has_encoder
 
@@ -58,10 +59,9 @@ def write_controls(run: Path, seeds: list[int], output_dir: Path) -> tuple[float
     for seed in seeds:
         if (output_dir / str(seed)).exists():
             raise AlreadyExistsError(f"{output_dir / str(seed)} exists. Remove it, or give another --output_dir.")
-    if hub_id(facts.encoder):
-        pin("encoder", facts.encoder, commit=facts.revisions.get("encoder"))
+    facts.pin_encoder()
     base, after = load_dual_encoder(facts.encoder), load_dual_encoder(facts.encoder, trained)
-    distance_of = _distances(facts.encoder, base, load_file(file)["images"] / 255)
+    distance_of = _distances(facts.encoder, base, load_file(file)["images"])
     wanted = distance_of(after)
     if not wanted > 0:
         raise UserError(f"--run {run}: training did not move the embeddings; there is nothing to compare with.")
@@ -72,21 +72,20 @@ def write_controls(run: Path, seeds: list[int], output_dir: Path) -> tuple[float
         for name, weight in before.items()
         if not torch.equal(trained_weights[name], weight)
     }
+
+    def moved(directions: dict[str, Tensor], factor: float) -> float:
+        base.load_state_dict({**before, **{name: before[name] + factor * d for name, d in directions.items()}})
+        return distance_of(base)
+
     controls = []
     for seed in tqdm(seeds, desc="random controls", unit="encoder"):
         generator = torch.Generator().manual_seed(seed)
         directions = {name: random_like(change, generator) for name, change in changes.items()}
-
-        def moved(factor: float, directions: dict[str, Tensor] = directions) -> float:
-            base.load_state_dict({**before, **{name: before[name] + factor * d for name, d in directions.items()}})
-            return distance_of(base)
-
-        factor, distance = find_factor(moved, wanted)
+        factor, distance = find_factor(partial(moved, directions), wanted)
         folder = output_dir / str(seed)
         base.save_pretrained(folder)
         copy_side_files(facts.encoder, folder)
         controls.append(Control(folder, seed, factor, distance))
-        base.load_state_dict(before)
     return wanted, controls
 
 
@@ -125,8 +124,10 @@ def find_factor(moved: Callable[[float], float], wanted: float) -> tuple[float, 
 
 
 def _distances(encoder: str, base: PreTrainedModel, images: Tensor) -> Callable[[Any], float]:
-    """The mean cosine distance of a model's embeddings of these images to those of `base` as it is now."""
-    pixels = ImageEncoder.from_pretrained(encoder).normalize(images)
+    """The mean cosine distance of a model's embeddings of images (K, 3, S, S), uint8, to those of `base` as it is
+    now."""
+    processor = ImageProcessor(f"encoder {encoder}", str(local_folder(encoder)), images.shape[-1])
+    pixels = processor.to_pixel_values(images)
 
     @torch.inference_mode()
     def embed(model: Any) -> Tensor:

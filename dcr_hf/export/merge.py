@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from dcr_hf.errors import AlreadyExistsError, NotFoundError, UserError
 from dcr_hf.export.card import write_card
 from dcr_hf.export.run_facts import RunFacts
-from dcr_hf.hub import hub_id, local_folder, pin
+from dcr_hf.hub import hub_id, local_folder
 from dcr_hf.models.families import Family, read_encoder_config
 from dcr_hf.models.loading import load_dual_encoder, quietly
 from dcr_hf.models.results import ADAPTER_WEIGHTS, VISION_WEIGHTS, has_encoder
@@ -178,6 +178,5 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
             f"{trained} holds no {ADAPTER_WEIGHTS} or {VISION_WEIGHTS}: {reason}. "
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )
-    if hub_id(facts.encoder):
-        pin("encoder", facts.encoder, commit=facts.revisions.get("encoder"))
+    facts.pin_encoder()
     return export_encoder(facts.encoder, trained, output_dir, facts.with_log_of(trained), overwrite)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_hf.errors import NotFoundError, as_user_error
-from dcr_hf.hub import hub_id
+from dcr_hf.hub import hub_id, pin
 
 _PACKAGES = ("torch", "transformers", "diffusers", "datasets", "peft", "accelerate", "kornia")
 
@@ -63,6 +63,11 @@ class RunFacts:
             revisions=revisions or {},
             **how_it_runs(options, world_size),
         )
+
+    def pin_encoder(self) -> None:
+        """Let an id of the hub mean the commit with which the run began."""
+        if hub_id(self.encoder):
+            pin("encoder", self.encoder, commit=self.revisions.get("encoder"))
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunFacts":

@@ -15,7 +15,7 @@ SYSTEM = (
     "and polite answers to the user's questions."
 )
 # The same for `processor.apply_chat_template`: an image before the words of its message, `</s>` after each answer. The
-# space behind the image gives the token that LLaVA has there, see `encode`.
+# space after the image gives the token that LLaVA has there, see `encode`.
 CHAT_TEMPLATE = (
     SYSTEM + " "
     "{% for message in messages %}"
@@ -99,9 +99,9 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """(token ids, labels); labels are IGNORED but where the model learns. An image has `image_tokens` tokens.
 
-    The text before the image and the text behind it are tokenized each for itself, as in LLaVA: a Llama's tokenizer
-    begins a text with a space, so there is one more token behind the image than in the whole text. A token is learned
-    if its last character is; one without characters, if the next one is.
+    The text before the image and the text after it are tokenized separately, as in LLaVA: a Llama's tokenizer
+    begins a text with a space, so there is one more token after the image than in the text as one piece. A token is
+    learned if its last character is; one without characters, if the next one is.
     """
     ids: list[int] = []
     labels: list[int] = []

@@ -31,7 +31,9 @@ def read_tokenizer(who: str, folder: Path, **options) -> PreTrainedTokenizerBase
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
         if not isinstance(tokenizer, LlamaTokenizer):
             return tokenizer
-        tokenizer = cast(LlamaTokenizer, AutoTokenizer.from_pretrained(folder, **options, legacy=_legacy(who, folder)))
+        legacy = _legacy(who, folder)
+        if tokenizer.legacy != legacy:
+            tokenizer = cast(LlamaTokenizer, AutoTokenizer.from_pretrained(folder, **options, legacy=legacy))
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
             _order_merges(tokenizer, folder / "tokenizer.model")

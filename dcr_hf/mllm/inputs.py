@@ -5,11 +5,17 @@ import sys
 from PIL import Image
 from transformers import BatchFeature
 
-from dcr_hf.llava.conversations import IMAGE, WordTokenizer, conversation_pieces, encode
+from dcr_hf.llava.conversations import IMAGE, Piece, WordTokenizer, conversation_pieces, encode
 from dcr_hf.llava.folder import LlavaFolder, processor_for
 
+
 # LLaVA was trained and evaluated with system sentences that the hub's processors omit.
-TEMPLATE = "".join(piece.text for piece in conversation_pieces([f"{IMAGE}\n{{}}"], [""], "", has_image=True)[:-1])
+def _asked(prompt: str) -> list[Piece]:
+    """A conversation up to its answer."""
+    return conversation_pieces([f"{IMAGE}\n{prompt}"], [""], "", has_image=True)[:-1]
+
+
+TEMPLATE = "".join(piece.text for piece in _asked("{}"))
 TOKENIZED = "around the image"  # part of what replies depend on
 
 
@@ -37,6 +43,5 @@ class Conversations:
         return BatchFeature({**batch, "pixel_values": pixels})
 
     def _ids(self, prompt: str) -> list[int]:
-        pieces = conversation_pieces([f"{IMAGE}\n{prompt}"], [""], "", has_image=True)[:-1]
-        ids, _ = encode(pieces, self._tokenize, self.processor.image_token_id, self.image_tokens, sys.maxsize)
+        ids, _ = encode(_asked(prompt), self._tokenize, self.processor.image_token_id, self.image_tokens, sys.maxsize)
         return ids

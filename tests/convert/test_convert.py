@@ -261,13 +261,13 @@ def test_a_users_mistake_ends_in_one_line(openai_clip, clip_folder, tmp_path, re
     (bare / "tokenizer.json").write_text("{")
     assert "tokenizer: " in refusal(main, [str(file), str(tmp_path / "out"), *base[:-1], str(bare)])
     content = file.read_bytes()
-    (tmp_path / "whole.pt").write_bytes(content)
+    (tmp_path / "complete.pt").write_bytes(content)
     file.write_bytes(b"")
     assert "is empty: a broken download?" in refusal(main, [str(file), str(tmp_path / "out"), *base])
     assert "cannot say what the file does not hold, its activation" in refusal(
-        main, [str(tmp_path / "whole.pt"), str(tmp_path / "out"), *base[2:]]
+        main, [str(tmp_path / "complete.pt"), str(tmp_path / "out"), *base[2:]]
     )
-    missing = refusal(main, [str(tmp_path / "whole.pt"), str(tmp_path / "out"), "--base", "none/here"])
+    missing = refusal(main, [str(tmp_path / "complete.pt"), str(tmp_path / "out"), "--base", "none/here"])
     assert "'none/here' is no folder" in missing
     for broken in (content[:-1000], content[:100], b"junk"):
         file.write_bytes(broken)

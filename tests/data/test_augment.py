@@ -100,7 +100,7 @@ def test_the_hue_turns_as_in_the_standard_library(shift):
 
 
 def test_a_turned_hue_leaves_values_above_one_as_they_are():
-    """torchvision clamps behind the other three operations, not here: so their order matters."""
+    """torchvision clamps after the other three operations, not here: so their order matters."""
     image = torch.tensor([2.0, 0.5, 0.5]).view(3, 1, 1)
     assert shift_hue(image, 0.0).flatten().tolist() == pytest.approx([2.0, 0.5, 0.5])
     assert blend(image, torch.zeros_like(image), 1.0).max() == 1

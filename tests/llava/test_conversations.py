@@ -97,14 +97,14 @@ def test_what_is_too_long_is_cut_off_with_its_labels(tokenizer, words, image_tok
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("question", ["What is this?", " is", "is\n\n  it", "is <image> <0x0A> ü", "x\n     is", "▁a"])
 def test_ids_are_those_of_llavas_own_code(tmp_path, legacy, question):
-    """Beside sentencepiece, asked as LLaVA asks it: text behind text, with the image's number between."""
+    """Beside sentencepiece, asked as LLaVA asks it: one text after the other, with the image's id between."""
     sentences = save_sentencepiece(tmp_path, legacy)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     sentences.add_tokens(["<image>"], special_tokens=True)
     image = sentences.convert_tokens_to_ids("<image>")
     answer = "a <image> of  a cat"
-    before, behind = f"{SYSTEM} USER: ", f"\n{question} ASSISTANT: {answer}"
-    expected = [1, *processor.encode(before), image, *processor.encode(behind), 2]
+    before, after = f"{SYSTEM} USER: ", f"\n{question} ASSISTANT: {answer}"
+    expected = [1, *processor.encode(before), image, *processor.encode(after), 2]
     pieces = conversation_pieces([f"<image>\n{question}"], [answer], "</s>", has_image=True)
     ids, labels = encode(pieces, WordTokenizer(sentences), image, 1, 2048)
     assert ids == expected

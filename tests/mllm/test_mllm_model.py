@@ -48,8 +48,8 @@ def test_inputs_are_llavas_conversation_about_the_padded_image(llava):
         "detailed, and polite answers to the user's questions. USER: <image>\nA picture? ASSISTANT:"
     )
     image, pad = conversations.processor.image_token_id, conversations.tokenizer.pad_token_id
-    before, behind = (part for part in asked.split("<image>", 1))
-    words = [conversations.tokenizer(part)["input_ids"] for part in (before, behind)]
+    before, after = (part for part in asked.split("<image>", 1))
+    words = [conversations.tokenizer(part)["input_ids"] for part in (before, after)]
     said = [token for token in short.tolist() if token not in (image, pad)]
     assert said == words[0] + words[1][1:]  # without its <s>
     assert (short == image).sum() == (long == image).sum() == 16  # 32 pixels in patches of 8

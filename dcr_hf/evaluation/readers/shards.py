@@ -174,7 +174,7 @@ def _read_table(name: str, located: Located, split: str, target: str) -> dataset
     """Rows (__key__, __url__, image, `target`), as an Arrow table: made once, then memory-mapped from the `datasets`
     cache. A sample's image may be of any kind, each of another; its bytes are decoded later, with our limits."""
     folder = located.folder / split
-    features = {name: datasets.Value("string") for name in ("__key__", "__url__", target)}
+    features = {column: datasets.Value("string") for column in ("__key__", "__url__", target)}
     try:
         with PartialState().main_process_first():
             return datasets.Dataset.from_generator(
