@@ -36,7 +36,7 @@ def _check_batches(args: "DCRConfig") -> None:
 
 
 def _check_weights(args: "DCRConfig") -> None:
-    for name in ("lambda_rec", "lambda_con", "keep_weight"):
+    for name in ("lambda_rec", "lambda_con", "keep_weight", "anchor_weight"):
         if not getattr(args, name) >= 0:  # also true for NaN
             raise UserError(f"--{name} is {getattr(args, name)}; a weight is 0 or more.")
     if args.lambda_rec == args.lambda_con == 0:

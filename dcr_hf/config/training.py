@@ -49,6 +49,18 @@ class DCRConfig(TrainingOptions):
     temperature: float = option(0.1, "Temperature of the contrast, in any objective.", OBJECTIVE)
     lambda_rec: float = option(1.0, "Weight of the reconstruction in --objective joint.", OBJECTIVE)
     lambda_con: float = option(1.0, "Weight of the contrast in --objective joint.", OBJECTIVE)
+    anchor_weight: float = option(
+        0.0,
+        "Weight of the mean squared error of the prediction under an image's own condition, added to the loss of dcr: "
+        "the contrast can then be won only by conditions that the denoiser understands. 0: off. Not the paper's.",
+        OBJECTIVE,
+    )
+    negative_weighting: Literal["none", "similarity"] = option(
+        "none",
+        "How negatives count in dcr. none: all alike. similarity: the less, the more similar the original encoder "
+        "finds the two images, since those may be of one category. Not the paper's.",
+        OBJECTIVE,
+    )
     contrast_space: Literal["model", "velocity", "sample", "residual"] = option(
         "model",
         "What dcr contrasts. model: the predictions. velocity, sample: the velocity or the clean sample that "
@@ -191,6 +203,11 @@ class DCRConfig(TrainingOptions):
         return self.patch_keep_ratio if self.condition == "patches" else None
 
     @property
+    def asks_original(self) -> bool:
+        """True if the loss needs the embeddings of the encoder as it was before training."""
+        return bool(self.keep_weight) or self.negative_weighting != "none"
+
+    @property
     def asks_denoiser(self) -> bool:
         """True if the objective evaluates the denoiser. Otherwise it gives the projector no gradient."""
         return self.objective != "contrastive" and not (self.objective == "joint" and self.lambda_rec == 0)
@@ -202,7 +219,7 @@ class DCRConfig(TrainingOptions):
         if not self.asks_denoiser:
             return 0, 0
         if self.objective != "dcr":
-            return batch, batch
+            return batch, min(batch, 4)  # objectives.baselines.LOGGED
         negatives = (self.num_negatives or self.other_images) * batch
         both, forward = (2 * batch, negatives) if self.detach_negatives else (2 * batch + negatives, 0)
         return both, forward + (batch if self.contrast_space == "residual" else 0)

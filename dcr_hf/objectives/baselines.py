@@ -9,23 +9,28 @@ from dcr_hf.objectives.batch import Batch, Outcome, Settings
 from dcr_hf.objectives.fidelity import condition_norm, noise_errors
 from dcr_hf.objectives.losses import cosines, embedding_cosines, multi_positive_info_nce
 
+LOGGED = 4  # images of a batch whose error under another image's condition is logged: it costs an evaluation each
+
 
 def reconstruction(denoiser: FrozenDenoiser, batch: Batch, settings: Settings) -> Outcome:
     """The mean squared error to y under each image's own condition: the loss that the denoiser was trained with.
 
-    DIVA and GenHancer train with it. B UNet evaluations, and B without gradient for the log.
+    DIVA and GenHancer train with it. B UNet evaluations, and up to LOGGED without gradient for the log.
     """
     diffused = batch.diffuse()
     n, t = diffused.noisy_latents, diffused.timesteps
     own = denoiser.predict(n, t, batch.conditions)
     loss = (own - diffused.target).square().mean()
     with torch.no_grad():
-        other = denoiser.predict(n, t, batch.conditions.roll(1, dims=0))
+        some = diffused.first(LOGGED)
+        others = batch.conditions.roll(1, dims=0)[:LOGGED]
         metrics = {
             "loss/reconstruction": loss.detach(),
             "cosine/target": cosines(own, diffused.target[:, None]).mean(),
         }
-        metrics |= noise_errors(denoiser, diffused, own=own, other=other) | condition_norm(denoiser, batch.conditions)
+        metrics |= noise_errors(denoiser, diffused, own=own)
+        metrics |= noise_errors(denoiser, some, other=denoiser.predict(some.noisy_latents, some.timesteps, others))
+        metrics |= condition_norm(denoiser, batch.conditions)
     return Outcome(loss, metrics, {"reconstruction": loss})
 
 

@@ -1,7 +1,7 @@
 """An objective's input, settings and output."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -35,6 +35,10 @@ class Diffused:
             target=denoiser.target(latents, noise, timesteps),
         )
 
+    def first(self, count: int) -> "Diffused":
+        """The first `count` images, or all."""
+        return Diffused(*(getattr(self, field.name)[:count] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,6 +47,7 @@ class Batch:
     Attributes:
         embeddings, view_embeddings: z and z+ (B, D).
         conditions, view_conditions: c and c+ (B, C), or another form that the denoiser takes.
+        originals: the original encoder's embeddings of the images (B, D), without gradient; None if not asked for.
         diffuse: draws the images' latents and noise, for objectives that evaluate the denoiser.
     """
 
@@ -51,6 +56,7 @@ class Batch:
     conditions: Tensor
     view_conditions: Tensor
     diffuse: Callable[[], Diffused]
+    originals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,16 @@ class Settings:
         temperature: of every contrast.
         negatives: of `dcr`.
         space: what `dcr` contrasts, see `spaces`.
+        anchor_weight: of the reconstruction's error beside `dcr`.
+        weight_negatives: `dcr` weighs negatives by the original encoder's similarity; see `negatives`.
         lambda_rec, lambda_con: the weights of the two losses of `joint`.
     """
 
     temperature: float = 0.1
     negatives: Negatives = ALL_NEGATIVES
     space: Literal["model", "velocity", "sample", "residual"] = "model"
+    anchor_weight: float = 0.0
+    weight_negatives: bool = False
     lambda_rec: float = 1.0
     lambda_con: float = 1.0
 

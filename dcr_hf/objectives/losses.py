@@ -52,18 +52,24 @@ def cosines(anchors: Tensor, candidates: Tensor) -> Tensor:
         return torch.einsum("bn,bmn->bm", anchors, candidates)
 
 
-def info_nce_of_each(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def info_nce_of_each(
+    positives: Tensor, negatives: Tensor, temperature: float, log_weights: Tensor | None = None
+) -> Tensor:
     """InfoNCE for each positive separately; an anchor's positives are all in the denominator.
 
     Args:
         positives: (B, P) similarities of each anchor to its positives.
         negatives: (B, K) similarities of each anchor to its negatives.
         temperature: divides every similarity.
+        log_weights: (B, K), the logarithm of how often each negative counts in the denominator; None for once.
 
     Returns:
         (P,), the mean over anchors of -log softmax over all P + K candidates.
     """
-    log_probabilities = F.log_softmax(torch.cat([positives, negatives], dim=1) / temperature, dim=1)
+    logits = negatives / temperature
+    if log_weights is not None:
+        logits = logits + log_weights
+    log_probabilities = F.log_softmax(torch.cat([positives / temperature, logits], dim=1), dim=1)
     return -log_probabilities[:, : positives.shape[1]].mean(dim=0)
 
 

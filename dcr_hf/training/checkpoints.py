@@ -18,7 +18,7 @@ MARK = "complete.json"
 
 # Options that came later -> what a run did before they did.
 _BEFORE = {"lora_bias": "none", "mask_prompt_padding": False, "decay_all": False, "pixel_statistics": "encoder"}
-_BEFORE |= {"align_pad": True}
+_BEFORE |= {"align_pad": True, "anchor_weight": 0.0, "negative_weighting": "none"}
 
 
 class ResumeError(UserError):

@@ -9,7 +9,14 @@ from dcr_hf.training.plan import StagePlan, needs_projector
 
 # Options that only some objectives read.
 _READ_BY = {
-    "dcr": ("num_negatives", "detach_negatives", "gather_conditions", "contrast_space"),
+    "dcr": (
+        "num_negatives",
+        "detach_negatives",
+        "gather_conditions",
+        "contrast_space",
+        "anchor_weight",
+        "negative_weighting",
+    ),
     "joint": ("lambda_rec", "lambda_con"),
 }
 

@@ -126,7 +126,7 @@ def _stage1(recipe: Recipe, args: DCRConfig) -> StagePlan:
     own = _own_args(args, STAGE1, recipe.stage1_max_steps, recipe.stage1_learning_rate)
     own.objective = recipe.stage1_objective or own.objective
     # The encoder, which would be evaluated and kept near the original, does not change in this stage.
-    own.eval_strategy, own.load_best_model_at_end = IntervalStrategy.NO, False
+    own.eval_strategy, own.eval_on_start, own.load_best_model_at_end = IntervalStrategy.NO, False, False
     own.keep_weight = 0.0
     if own.objective != "dcr":  # a contrast of embeddings has no gradient in the projector that could conflict
         own.log_gradient_conflict_every = 0

@@ -20,7 +20,7 @@ def projector_stage(
 def encoder_stage(encoder: ImageEncoder, projector: Projector, args: DCRConfig) -> ConditionModel:
     """Stage 2: the vision encoder is trained through the frozen projector, by LoRA or (rank 0) itself."""
     torch.manual_seed(args.seed)
-    if args.keep_weight and not (args.lora_rank and args.lora_bias == "none"):
+    if args.asks_original and not (args.lora_rank and args.lora_bias == "none"):
         encoder.keep_original()  # without its adapters, the model is not the original
     if args.lora_rank:
         encoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_bias)

@@ -77,6 +77,8 @@ class DCRTrainer(ResumableTrainer):
             temperature=args.temperature,
             negatives=Negatives(args.num_negatives, args.detach_negatives, args.gather_conditions),
             space=args.contrast_space,
+            anchor_weight=args.anchor_weight,
+            weight_negatives=args.negative_weighting == "similarity",
             lambda_rec=args.lambda_rec,
             lambda_con=args.lambda_con,
         )
@@ -94,17 +96,19 @@ class DCRTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch: images and views -> embeddings and conditions -> objective -> loss, and metrics."""
         images = inputs["images"]  # (B, 3, H, W) in [0, 1]
-        num_originals = len(images) if self.args.keep_weight else 0
+        # A frozen encoder is its own original.
+        num_originals = len(images) if self.args.asks_original and self.moved is not None else 0
         encoded = model(torch.cat([images, self.view(images)]), originals=num_originals)
         embeddings, view_embeddings = encoded.embeddings.chunk(2)  # (B, D) each
         conditions = self.denoiser.with_tokens(encoded.conditions, encoded.tokens)
         conditions, view_conditions = conditions.chunk(2)  # (B, C) each, with patches (B, 77 + M, C)
         diffuse = partial(Diffused.draw, self.denoiser, images)
-        batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse)
+        originals = embeddings.detach() if self.moved is None else encoded.originals
+        batch = Batch(embeddings, view_embeddings, conditions, view_conditions, diffuse, originals)
         outcome = self.objective(self.denoiser, batch, self.settings)
         loss, metrics = outcome.loss, outcome.metrics
-        if num_originals:
-            distance = keep_distance(embeddings, encoded.originals)
+        if self.args.keep_weight:
+            distance = keep_distance(embeddings, originals)
             loss, metrics = loss + self.args.keep_weight * distance, metrics | {"keep_distance": distance.detach()}
         self.observe(loss, metrics)
         self.observe_gradients(batch, outcome)
