@@ -24,9 +24,11 @@ def execute(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     batch_size: int = 64,
     workers: int = 2,
+    page: bool = True,
 ) -> Results | None:
     """Measure and write everything; the first encoder is the reference.
 
+    Without `page`, neither the report to look at nor its maps and thumbnails are made: results and predictions alone.
     Each process embeds a share of the images. The main process does the rest; the others return None.
     """
     state, plans = PartialState(), prepared.plans
@@ -47,6 +49,9 @@ def execute(
             scored[encoder.name, plan.benchmark, plan.data.name] = _measure(plan, embedder, seeds, output_dir, results)
         encoder.release()
     collect(results, {**scored, **mean_clustering(scored)})
+    if not page:
+        results.write(output_dir)
+        return results
     _illustrate(plans, embedder, output_dir, results)
     write_outputs(results, make_tables(results), output_dir)
     return results

@@ -1,8 +1,9 @@
 """A table with one row per encoder and columns in groups; several tables as results.md."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+WIDEST = 14  # columns of numbers side by side on a page
 NOISE = "≈"
 DASH = "–"
 
@@ -37,6 +38,23 @@ class Table:
     def starts(self) -> set[int]:
         """The cells of a row, counted from 0, that begin a group."""
         return {sum(count for _, count in self.groups[:index]) for index in range(len(self.groups))}
+
+    @property
+    def parts(self) -> list["Table"]:
+        """The table in parts that a page is wide enough for, divided between groups: every row, some columns."""
+        parts: list[Table] = []
+        first, taken = 0, []
+        for index, (name, count) in enumerate(self.groups):
+            taken.append((name, count))
+            width = sum(count for _, count in taken)
+            last = index == len(self.groups) - 1
+            if last or width + self.groups[index + 1][1] > WIDEST:
+                columns = slice(first, first + width)
+                rows = [replace(row, cells=row.cells[columns]) for row in self.rows]
+                header = [self.header[0], *self.header[1:][columns]]
+                parts.append(replace(self, header=header, rows=rows, groups=taken))
+                first, taken = first + width, []
+        return parts or [self]
 
     @property
     def full_header(self) -> list[str]:

@@ -1,3 +1,3 @@
 """Predictions -> scores with intervals."""
 
-__all__ = ["results", "scores", "statistics"]
+__all__ = ["abilities", "results", "scores", "statistics"]
