@@ -3,4 +3,4 @@
 A measurement of a finished encoder that is not a benchmark enters here.
 """
 
-__all__ = ["predictions", "report", "scatter"]
+__all__ = ["control", "curve", "distance", "predictions", "report", "scatter"]

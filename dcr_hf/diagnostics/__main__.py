@@ -2,6 +2,7 @@
 
 python -m dcr_hf.diagnostics scatter --encoder ENCODER --projector OUT/stage1 --denoiser DENOISER --data LABELLED
 python -m dcr_hf.diagnostics control --run OUT
+python -m dcr_hf.diagnostics curve --run OUT --benchmarks mmvp_vlm clustering:cifar10
 """
 
 import argparse
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 
 from dcr_hf.denoiser import FrozenDenoiser, check_denoiser
 from dcr_hf.diagnostics.control import write_controls
+from dcr_hf.diagnostics.curve import markdown as markdown_of_curve
+from dcr_hf.diagnostics.curve import measure_curve, write_curve
 from dcr_hf.diagnostics.predictions import choose_images, conditions_of, embed, embedding_gram, prediction_gram
 from dcr_hf.diagnostics.report import draw, markdown
 from dcr_hf.diagnostics.scatter import compare, over_seeds
@@ -32,9 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_scatter(commands)
     _add_control(commands)
+    _add_curve(commands)
     options = parser.parse_args(arguments)
     with exit_on_user_error():
-        print({"scatter": run_scatter, "control": run_control}[options.command](options))
+        print({"scatter": run_scatter, "control": run_control, "curve": run_curve}[options.command](options))
 
 
 def _add_control(commands) -> None:
@@ -44,6 +48,7 @@ def _add_control(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     control.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
+    control.add_argument("--checkpoint", type=user_path, help="one of the run's, such as RUN/stage2/checkpoint-200")
     control.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a random encoder each")
     control.add_argument("--output_dir", type=user_path, help="for a folder each; by default RUN/control")
 
@@ -54,13 +59,40 @@ def run_control(options: argparse.Namespace) -> str:
         raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: give each once, 0 or more.")
     output_dir = options.output_dir or options.run / "control"
     check_writable("--output_dir", output_dir)
-    wanted, controls = write_controls(options.run, options.seeds, output_dir)
+    wanted, controls = write_controls(options.run, options.seeds, output_dir, options.checkpoint)
     lines = [f"the run moved its embeddings by {wanted:.5f} (mean cosine distance); in random directions:"]
     lines += [
         f"  {each.folder}  by {each.distance:.5f}, {each.factor:.2f} times as large a change" for each in controls
     ]
     named = " ".join(f"random{each.seed}={each.folder}" for each in controls)
     return "\n".join([*lines, f"To measure them beside the run: recipes/evaluate.py --encoders BASE DCR {named} ..."])
+
+
+def _add_curve(commands) -> None:
+    curve = commands.add_parser(
+        "curve",
+        help="abilities of a run's checkpoints against the distance that each has moved",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    curve.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
+    curve.add_argument("--benchmarks", nargs="+", required=True, help="as in recipes/evaluate.py")
+    curve.add_argument("--data_root", type=user_path, help="folder of local copies; default: from the hub")
+    curve.add_argument("--output_dir", type=user_path, help="for curve.json, .md, .png and the report; default: "
+                       "RUN/curve")  # fmt: skip
+    curve.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of k-means")
+    curve.add_argument("--batch_size", type=_at_least(1), default=64, help="images that the encoder sees at once")
+
+
+def run_curve(options: argparse.Namespace) -> str:
+    """Measure and write; return the table."""
+    output_dir = options.output_dir or options.run / "curve"
+    check_writable("--output_dir", output_dir)
+    points = measure_curve(
+        options.run, options.benchmarks, options.data_root, output_dir, None, tuple(options.seeds), options.batch_size
+    )
+    assert points is not None  # one process
+    write_curve(points, output_dir)
+    return f"{markdown_of_curve(points)}\nWritten: {output_dir}/curve.json, curve.md, curve.png, results.json"
 
 
 def _add_scatter(commands) -> None:

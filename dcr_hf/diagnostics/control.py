@@ -4,21 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
+from dcr_hf.diagnostics.distance import TrainedRun
 from dcr_hf.errors import AlreadyExistsError, NotFoundError, UserError
-from dcr_hf.evaluation.embedding.inputs import ImageProcessor
-from dcr_hf.export import RunFacts, copy_side_files
-from dcr_hf.hub import local_folder
-from dcr_hf.models.loading import load_dual_encoder
-from dcr_hf.models.results import FIXED_IMAGES, has_encoder
+from dcr_hf.export import copy_side_files
+from dcr_hf.models.results import has_encoder
 
 _CLOSE = 0.01  # of the wanted distance
 _TRIES = 40
@@ -34,8 +28,10 @@ class Control:
     distance: float
 
 
-def write_controls(run: Path, seeds: list[int], output_dir: Path) -> tuple[float, list[Control]]:
-    """A CLIP or SigLIP folder for each seed, and the distance of the run itself.
+def write_controls(
+    run: Path, seeds: list[int], output_dir: Path, checkpoint: Path | None = None
+) -> tuple[float, list[Control]]:
+    """A CLIP or SigLIP folder for each seed, and the distance of the run itself, or of one of its checkpoints.
 
     Every weight that training changed is changed by a random matrix with the same singular values (a vector: of the
     same length) times a factor, which is chosen so that the embeddings of the run's fixed images move as far on
@@ -46,22 +42,15 @@ def write_controls(run: Path, seeds: list[int], output_dir: Path) -> tuple[float
         AlreadyExistsError: a folder is there.
         UserError: the run moved nothing, or no factor moves the encoder as far.
     """
-    facts = RunFacts.read(run)
-    trained = run / facts.encoder_stage
-    if not has_encoder(trained):
-        raise NotFoundError(f"--run {run}: {trained} holds no trained encoder: its training has not finished.")
-    file = trained / FIXED_IMAGES
-    if not file.is_file():
-        raise NotFoundError(
-            f"--run {run} has no {file}, with the images on which distances are measured. Runs write it since they "
-            "log `moved`: train it again."
-        )
+    trained_run = TrainedRun.read(run)
+    result = checkpoint or trained_run.stage
+    if not has_encoder(result):
+        raise NotFoundError(f"--checkpoint {result} holds no trained encoder.")
     for seed in seeds:
         if (output_dir / str(seed)).exists():
             raise AlreadyExistsError(f"{output_dir / str(seed)} exists. Remove it, or give another --output_dir.")
-    facts.pin_encoder()
-    base, after = load_dual_encoder(facts.encoder), load_dual_encoder(facts.encoder, trained)
-    distance_of = _distances(facts.encoder, base, load_file(file)["images"])
+    base, after = trained_run.load(), trained_run.load(result)
+    distance_of = trained_run.distances_from(base)
     wanted = distance_of(after)
     if not wanted > 0:
         raise UserError(f"--run {run}: training did not move the embeddings; there is nothing to compare with.")
@@ -84,7 +73,7 @@ def write_controls(run: Path, seeds: list[int], output_dir: Path) -> tuple[float
         factor, distance = find_factor(partial(moved, directions), wanted)
         folder = output_dir / str(seed)
         base.save_pretrained(folder)
-        copy_side_files(facts.encoder, folder)
+        copy_side_files(trained_run.encoder, folder)
         controls.append(Control(folder, seed, factor, distance))
     return wanted, controls
 
@@ -121,17 +110,3 @@ def find_factor(moved: Callable[[float], float], wanted: float) -> tuple[float, 
         reached = moved(factor)
         low, high = (factor, high) if reached < wanted else (low, factor)
     return factor, reached
-
-
-def _distances(encoder: str, base: PreTrainedModel, images: Tensor) -> Callable[[Any], float]:
-    """The mean cosine distance of a model's embeddings of images (K, 3, S, S), uint8, to those of `base` as it is
-    now."""
-    processor = ImageProcessor(f"encoder {encoder}", str(local_folder(encoder)), images.shape[-1])
-    pixels = processor.to_pixel_values(images)
-
-    @torch.inference_mode()
-    def embed(model: Any) -> Tensor:
-        return model.get_image_features(pixel_values=pixels).pooler_output.double()
-
-    original = embed(base)
-    return lambda model: (1 - F.cosine_similarity(embed(model), original, dim=-1)).mean().item()
