@@ -5,7 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dcr_hf.ablation.summary import abilities, by_variant, change
-from dcr_hf.ablation.variants import D_ABILITY, ORIGINAL, P_ABILITY
+from dcr_hf.ablation.variants import ORIGINAL, is_control
+from dcr_hf.evaluation.scoring.abilities import D_ABILITY, P_ABILITY
 from dcr_hf.plotting import COLORS, FAINT, INK, STYLE
 
 _MARKERS = "oDsv^<>PXph*"
@@ -25,7 +26,7 @@ def draw(found: list[dict]) -> Figure:
             1, len(measured) + both, squeeze=False, width_ratios=[1.4] * both + [1] * len(measured)
         )[0]
         if both:
-            _scatter(panels[0], runs)
+            _scatter(panels[0], {name: some for name, some in runs.items() if not is_control(name)})
         for index, (axes, title) in enumerate(zip(panels[both:], measured, strict=True)):
             _changes(axes, {name: runs[name] for name in trained}, title, named=index == 0)
     return figure

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from dcr_hf.ablation.variants import CLAIMS, D_ABILITY, ORIGINAL, P_ABILITY
+from dcr_hf.ablation.variants import CLAIMS, ORIGINAL
 from dcr_hf.evaluation.report.table import markdown_line
+from dcr_hf.evaluation.scoring.abilities import D_ABILITY, P_ABILITY
 from dcr_hf.training.plan import STAGE1
 
 HOLDS, OPPOSITE, NOISE, UNDECIDED = "holds", "the opposite holds", "within noise", "not decided: one seed"
@@ -102,17 +103,25 @@ def markdown(found: list[dict]) -> str:
     runs = by_variant(found)
     titles = list(found[0]["measured"])
     seeds = len(dict.fromkeys(each["seed"] for each in found))
-    header = ["", *(part for title in titles for part in (title, "change (95 %), seeds beyond noise"))]
+    header = ["", "steps; moved", *(part for title in titles for part in (title, "change (95 %), seeds beyond noise"))]
     lines = [markdown_line([*header, "noise MSE own / other, stage 1"]), markdown_line(["---"] * (len(header) + 1))]
     for variant, each in runs.items():
         cells = [cell for title in titles for cell in _cells(variant, each, title)]
-        lines.append(markdown_line([variant, *cells, _fidelity(each)]))
+        lines.append(markdown_line([variant, _chosen(each), *cells, _fidelity(each)]))
     lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
     judged = verdicts(found)
     if judged:
         lines += [markdown_line(["the paper says", "here", "difference (95 %)"]), markdown_line(["---"] * 3)]
         lines += [markdown_line([claim, f"**{verdict}**", _points(spread)]) for claim, verdict, spread in judged]
     return "\n".join(lines) + "\n"
+
+
+def _chosen(runs: list[dict]) -> str:
+    """The chosen steps, a seed each, and the mean distance."""
+    if any(each.get("step") is None for each in runs):
+        return ""
+    steps = ", ".join(str(each["step"]) for each in runs)
+    return f"{steps}; {np.mean([each['moved'] for each in runs]):.3f}"
 
 
 def _cells(variant: str, runs: list[dict], title: str) -> list[str]:

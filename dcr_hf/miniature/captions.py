@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, FINE, SHAPES, Scene
 
 PROMPT = "a photo of {}"
 # How often a coarse caption names an attribute: captions that leave details out make a CLIP that is weak on details.
@@ -21,6 +21,8 @@ NAMED = {
     "text": 0.7,
     "viewpoint": 0.26,
 }
+# Where the classes are fine ones, captions always name them.
+NAMED_WITH_FINE_CLASSES = NAMED | dict.fromkeys(FINE, 1.0)
 
 _AFTER_THE_NOUN = ("orientation", "feature", "state", "count", "position", "text", "viewpoint")
 _PHRASES = {

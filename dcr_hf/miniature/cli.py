@@ -11,12 +11,12 @@ from pathlib import Path
 from diffusers.models import AutoencoderKL
 
 from dcr_hf.cli import quiet_libraries
-from dcr_hf.errors import OneLineParser, exit_on_user_error
+from dcr_hf.errors import OneLineParser, UserError, exit_on_user_error
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
 from dcr_hf.files import check_writable, user_path
 from dcr_hf.miniature.layouts import PAIRS, write_benchmarks, write_labeled
-from dcr_hf.miniature.measure import measure_denoiser, measure_encoders, pair_scores, scores, write_json
-from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
+from dcr_hf.miniature.measure import BENCHMARKS, measure_denoiser, measure_encoders, pair_scores, scores, write_json
+from dcr_hf.miniature.models import CLIP_FOLDER, CLIP_FOLDERS, DENOISER_FOLDERS, PREDICTION_TYPES, SIZES, Size
 from dcr_hf.miniature.pictures import sample_sheet
 from dcr_hf.miniature.pretrain import (
     TrainingDraw,
@@ -29,6 +29,8 @@ from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, sample_scene
 from dcr_hf.training.lock import locked
 
 SAMPLED = 8
+CLIP_NAMES = {"coarse": "clip", "fine": "clip_fine"}
+FINE_BENCHMARKS = ("clustering:scene_fine", "zeroshot:scene_fine")
 LEARNABLE, FLOOR, CEILING, BETWEEN = 0.80, 0.30, 0.95, 7
 VAE_NOISE = 0.2  # with more, what the denoiser learnt from mean latents is of little use on sampled ones
 
@@ -55,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
         help="what the denoiser predicts; one denoiser is trained for each",
     )
     parser.add_argument(
+        "--classes",
+        choices=list(CLIP_FOLDERS),
+        nargs="+",
+        default=["coarse"],
+        help="what the CLIP's captions always name: one of 8 shapes or of 120 classes; one CLIP is trained for each",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
         help="pretrain where that is not finished, then check that the testbed is sound: print one line a condition "
@@ -63,6 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     quiet_libraries()
     with exit_on_user_error():
+        if options.check and "coarse" not in options.classes:
+            raise UserError("--check looks at the CLIP of the coarse classes: add coarse to --classes.")
         check_writable("--output_dir", options.output_dir)
         with locked(options.output_dir):
             _make(options)
@@ -70,22 +81,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _make(options: argparse.Namespace) -> None:
     size = SIZES[options.size]
-    run = pretrain(size, options.output_dir, options.seed, options.prediction_type)
+    run = pretrain(size, options.output_dir, options.seed, options.prediction_type, options.classes)
     run |= {"size": options.size, "command": shlex.join(["python", *sys.argv])}
-    measured = measure(size, options.output_dir, options.prediction_type, run)
+    measured = measure(size, options.output_dir, options.prediction_type, options.classes, run)
     print(f"{options.output_dir}: pairs {measured['pairs']['all']:.3f}; measured.json has the rest")
     if options.check and not check(size, options.output_dir, options.seed, measured):
         raise SystemExit(1)
 
 
-def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str]) -> dict:
+def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str], classes: list[str]) -> dict:
     """Make what is missing below `output`; the work in progress is in output/work."""
     work = output / "work"
-    wanted = [output / CLIP_FOLDER, *(output / DENOISER_FOLDERS[kind] for kind in prediction_types)]
+    wanted = [
+        *(output / CLIP_FOLDERS[kind] for kind in classes),
+        *(output / DENOISER_FOLDERS[kind] for kind in prediction_types),
+    ]
     start = time.perf_counter()
     if not all(folder.is_dir() for folder in wanted):
         draw = TrainingDraw.of(size, seed)
-        pretrain_clip(draw, size, output, work, seed)
+        for kind in classes:
+            pretrain_clip(draw, size, output, work, seed, kind)
         vae = pretrain_vae(draw, size, work, seed)
         for kind in prediction_types:
             # Loaded again for each: a pipeline's parts move with it.
@@ -93,18 +108,20 @@ def pretrain(size: Size, output: Path, seed: int, prediction_types: list[str]) -
     return {"seed": seed, "seconds_of_this_call": round(time.perf_counter() - start, 1)}
 
 
-def measure(size: Size, output: Path, prediction_types: list[str], run: dict) -> dict:
+def measure(size: Size, output: Path, prediction_types: list[str], classes: list[str], run: dict) -> dict:
     """measured.json, on the dev draw, and what each denoiser draws, sd-miniature.png."""
     data = output / "work" / "dev"
     write_benchmarks(data, "dev", size.image_size)
-    results = measure_encoders({"clip": str(output / CLIP_FOLDER)}, data, output / "work" / "report")
+    encoders = {CLIP_NAMES[kind]: str(output / CLIP_FOLDERS[kind]) for kind in classes}
+    benchmarks = [*BENCHMARKS, *(FINE_BENCHMARKS if "fine" in classes else ())]
+    results = measure_encoders(encoders, data, output / "work" / "report", benchmarks)
     content = {
         "run": run,
         "size": dataclasses.asdict(size),
         "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
         "draw": "dev",
-        "pairs": pair_scores(results, "clip"),
-        "clip": scores(results)["clip"],
+        "pairs": pair_scores(results, next(iter(encoders))),
+        **scores(results),
         "denoisers": {kind: measure_denoiser(output / DENOISER_FOLDERS[kind]) for kind in prediction_types},
     }
     write_json(output / "measured.json", content)

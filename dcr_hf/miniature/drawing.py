@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -32,6 +33,48 @@ _RADIUS, _NEARER = 8.2, {"near": 1.7, "far": -1.7}
 _LOOK_KEY = 12  # a stream of random numbers that knows nothing of class and attributes
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a scene looks like beyond what it is: drawn from its `look` alone.
+
+    Attributes:
+        center, stretch: (2,), in layout units, and the factors of x and y.
+        turn: in radians.
+        lean, towards: how far the outline leans, and towards which class.
+        strength: of each detail, the share of it that is drawn, whatever its value is.
+        hue, brightness: the shift of the object's hue, and its brightness.
+        moved: (6,), how far what stands around the object stands from its corner.
+    """
+
+    center: np.ndarray
+    stretch: np.ndarray
+    turn: float
+    lean: float
+    towards: str
+    strength: dict[str, float]
+    hue: float
+    brightness: float
+    moved: np.ndarray
+
+    @classmethod
+    def draw(cls, random: np.random.Generator) -> "Look":
+        return cls(
+            center=np.array([15.5, 15.5]) + random.uniform(-1, 1, 2),
+            stretch=np.array([1, -1]) * random.uniform(-0.1, 0.1) + 1,
+            turn=float(np.deg2rad(random.uniform(-8, 8))),
+            lean=random.uniform(0, _LEAN),
+            towards=str(random.choice(SHAPES)),
+            strength={name: least ** random.uniform() for name, least in _FAINTEST.items()},
+            hue=random.uniform(-0.02, 0.02),
+            brightness=random.uniform(0.8, 1),
+            moved=random.uniform(0, 1, 6),
+        )
+
+
+def look_of(scene: Scene) -> Look:
+    return Look.draw(np.random.default_rng((*scene.look, _LOOK_KEY)))
+
+
 def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = None) -> Image.Image:
     """Draw a scene.
 
@@ -44,31 +87,23 @@ def render(scene: Scene, size: int = 32, background: tuple[int, ...] | None = No
         an RGB image, size x size.
     """
     canvas = _Canvas(_background(background or scene.look, size * _SUPERSAMPLING))
-    look = np.random.default_rng((*scene.look, _LOOK_KEY))
-    center = np.array([15.5, 15.5]) + look.uniform(-1, 1, 2)
-    stretch = np.array([1, -1]) * look.uniform(-0.1, 0.1) + 1
-    turn = np.deg2rad(look.uniform(-8, 8))
-    lean = look.uniform(0, _LEAN)
-    towards = str(look.choice(SHAPES))
-    # How much of each detail is drawn, whatever its value is.
-    strength = {name: least ** look.uniform() for name, least in _FAINTEST.items()}
+    random = np.random.default_rng((*scene.look, _LOOK_KEY))
+    look = Look.draw(random)
+    strength, moved = look.strength, look.moved
     radius = _RADIUS + _NEARER[scene.viewpoint] * strength["viewpoint"]
-    ink = colorsys.hsv_to_rgb(
-        (_HUES[scene.color] + look.uniform(-0.02, 0.02)) % 1, strength["color"], look.uniform(0.8, 1)
-    )
-    moved = look.uniform(0, 1, 6)  # how far what stands around the object stands from its corner
-    noise = look.normal(0, _NOISE, (size, size, 3))
+    ink = colorsys.hsv_to_rgb((_HUES[scene.color] + look.hue) % 1, strength["color"], look.brightness)
+    noise = random.normal(0, _NOISE, (size, size, 3))
 
     def on_canvas(points: np.ndarray) -> np.ndarray:
         """The object's own coordinates (its radius is 1, y down) -> the canvas."""
-        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        return center + radius * (points * stretch) @ rotation.T
+        cos, sin = np.cos(look.turn), np.sin(look.turn)
+        return look.center + radius * (points * look.stretch) @ np.array([[cos, -sin], [sin, cos]]).T
 
     with canvas.faded(strength["orientation"]):
         side = -1 if scene.orientation == "left" else 1
         corners = np.array([(0.5, -0.62), (1.5, 0.0), (0.5, 0.62)]) * (side, 1)
         canvas.polygon(on_canvas(corners), (1.0, 0.5, 0.0), outline=(0.2, 0.08, 0))
-    outline = outline_between(scene.shape, towards, lean)
+    outline = outline_between(scene.shape, look.towards, look.lean)
     _draw_body(canvas, on_canvas, outline, scene.structure, ink, strength["structure"])
     if scene.feature == "crown":
         with canvas.faded(strength["feature"]):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES, HEADER, IMAGE_FOLDER
 from dcr_hf.miniature.captions import coarse_caption, describe, phrase, template
 from dcr_hf.miniature.drawing import render
-from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, Attribute, Scene, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, FINE_CLASSES, SHAPES, Attribute, Scene, sample_scene
 from dcr_hf.models.reading import read_json
 
 PUBLISHED_PAIRS = 15  # a category
@@ -26,7 +26,7 @@ PAIRS = "scene_pairs"
 TRAINING_IMAGES, TRAINING_SEED = 8_000, 100  # DCR's own: not those that the models were pretrained on
 _CAPTION_KEY, _PAIR_KEY = 21, 22
 _PAIRS_FROM = 1_000_000  # scenes of pairs, of a number that no other set of the draw reaches
-_SHARD = 1000
+_SHARD = 100  # more shards than lanes: a lane would read all of a shard for its part of it
 _MARK = "scenes.json"  # which scenes a folder holds, written last
 _CHUNK = 64
 
@@ -80,11 +80,11 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
     unfinished.rename(folder)
 
 
-def write_pairs(folder: Path, draw: str, per_category: int, size: int, seed: int = 0) -> None:
-    """An MMVP_VLM folder. The two images of a pair differ in the category's attribute and in nothing else."""
+def write_pairs(folder: Path, some: Iterable[tuple[Attribute, Scene, Scene]], size: int) -> None:
+    """An MMVP_VLM folder of `pairs`, whose two images differ in the category's attribute and in nothing else."""
     rows: list[dict[str, str]] = []
     scenes = []
-    for pair, (attribute, scene, other) in enumerate(pairs(draw, per_category, seed)):
+    for pair, (attribute, scene, other) in enumerate(some):
         category = CATEGORIES[ATTRIBUTES.index(attribute)]
         for number, each in enumerate((scene, other)):
             statement = describe(each, [attribute.name])
@@ -119,7 +119,8 @@ def write_labeled(
     seed: int = 0,
     swap_backgrounds: bool = False,
 ) -> list[str]:
-    """clip-benchmark's webdatasets `PREFIX_shape` and `PREFIX_<attribute>`: the same images, labelled each way.
+    """clip-benchmark's webdatasets `PREFIX_shape`, `PREFIX_fine`, `PREFIX_<attribute>`: the same images, labelled each
+    way.
 
     Args:
         counts: images by split. The split `train` is of the draw `train`, whatever `draw` the others are of; no
@@ -130,7 +131,8 @@ def write_labeled(
         the names of the sets.
     """
     sets: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
-        "shape": (SHAPES, list(SHAPES), ["a photo of a {c}"])
+        "shape": (SHAPES, list(SHAPES), ["a photo of a {c}"]),
+        "fine": (FINE_CLASSES, list(FINE_CLASSES), ["a photo of a {c}"]),
     }
     for attribute in ATTRIBUTES:
         names = [phrase(attribute.name, value) for value in attribute.values]
@@ -184,14 +186,16 @@ def write_benchmarks(
     root: Path, draw: str, size: int, seed: int = 0, per_category: int = 200, train: int = 2000, test: int = 3000
 ) -> None:
     """All that is measured on a draw, below `root`: MMVP_VLM with the published number of pairs, `scene_pairs` with
-    `per_category`, and the labelled sets `scene_shape`, `scene_<attribute>`. What is complete is left as it is.
+    `per_category`, and the labelled sets `scene_shape`, `scene_fine`, `scene_<attribute>`. What is complete is left
+    as it is.
     """
     wanted = {"draw": draw, "size": size, "seed": seed, "pairs": per_category, "train": train, "test": test}
+    wanted["classes"] = len(FINE_CLASSES)  # folders of before they were labelled are drawn anew
     mark = root / _MARK
     if mark.is_file() and read_json("drawn scenes", mark) == wanted:
         return
     shutil.rmtree(root, ignore_errors=True)
-    write_pairs(root / "MMVP_VLM", draw, PUBLISHED_PAIRS, size, seed)
-    write_pairs(root / PAIRS, draw, per_category, size, seed)
+    write_pairs(root / "MMVP_VLM", pairs(draw, PUBLISHED_PAIRS, seed), size)
+    write_pairs(root / PAIRS, pairs(draw, per_category, seed), size)
     write_labeled(root, "scene", draw, {"train": train, "test": test}, size, seed)
     mark.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

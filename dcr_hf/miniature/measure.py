@@ -36,13 +36,15 @@ def measure_encoders(
     output: Path,
     benchmarks: Sequence[str] = BENCHMARKS,
     cache: Path | None = None,
+    page: bool = True,
 ) -> Results:
-    """Both abilities of the encoders (folder by name), by the ordinary evaluation; its report is left in `output`.
+    """Both abilities of the encoders (folder by name), by the ordinary evaluation; its results are left in `output`,
+    with `page` the report too.
 
     Embeddings are kept in `cache`, by default within `output`.
     """
     prepared = prepare(encoders, list(benchmarks), data)
-    results = execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256)
+    results = execute(prepared, output, cache or output / "cache", seeds=(0, 1, 2), batch_size=256, page=page)
     return cast(Results, results)  # None on all ranks but the first, where no caller reads it
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 CLIP_FOLDER = "clip-miniature"
+CLIP_FOLDERS = {"coarse": CLIP_FOLDER, "fine": "clip-miniature-fine"}  # by the classes that its captions always name
 DENOISER_FOLDERS = {"epsilon": "sd-miniature", "v_prediction": "sd-miniature-v"}
 # What the package brings, `mini` of seed 1: clip-miniature, sd-miniature, sd-miniature-v and measured.json.
 SHIPPED = Path(__file__).parent / "weights"

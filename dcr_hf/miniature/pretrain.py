@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from dcr_hf.miniature import models
-from dcr_hf.miniature.captions import NAMED, coarse_caption, full_caption
+from dcr_hf.miniature.captions import NAMED, NAMED_WITH_FINE_CLASSES, coarse_caption, full_caption
 from dcr_hf.miniature.fitting import Autoencoding, Averaging, Batches, Contrast, Denoising, fit
 from dcr_hf.miniature.layouts import draw_scenes, pairs
-from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, MAX_TOKENS, Size
+from dcr_hf.miniature.models import CLIP_FOLDER, CLIP_FOLDERS, DENOISER_FOLDERS, MAX_TOKENS, Size
 from dcr_hf.miniature.scenes import ATTRIBUTES, Attribute, Scene, sample_scene
 from dcr_hf.training.checkpoints import writing
 
@@ -47,9 +47,13 @@ def tokenize(tokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
 
 
-def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed: int) -> Path:
-    """CLIP on the first `clip_images` with coarse captions. Returns its folder."""
-    folder = output / CLIP_FOLDER
+def pretrain_clip(
+    draw: TrainingDraw, size: Size, output: Path, work: Path, seed: int, classes: str = "coarse"
+) -> Path:
+    """CLIP on the first `clip_images` with captions that always name the class: `coarse`, one of eight shapes, or
+    `fine`. Returns its folder."""
+    folder = output / CLIP_FOLDERS[classes]
+    named = {"coarse": NAMED, "fine": NAMED_WITH_FINE_CLASSES}[classes]
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
@@ -57,7 +61,8 @@ def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed
     scenes = draw.scenes[: size.clip_images]
     images = len(scenes)
     rounds = [
-        tokenize(tokenizer, [coarse_caption(scene, random) for scene in scenes]) for _ in range(CAPTIONS_AN_IMAGE)
+        tokenize(tokenizer, [coarse_caption(scene, random, named) for scene in scenes])
+        for _ in range(CAPTIONS_AN_IMAGE)
     ]
 
     def batch(rows: list[int]) -> dict[str, Tensor]:
@@ -66,7 +71,14 @@ def pretrain_clip(draw: TrainingDraw, size: Size, output: Path, work: Path, seed
 
     torch.manual_seed(seed)
     clip = models.make_clip(size, tokenizer)
-    fit(Contrast(clip), Batches(CAPTIONS_AN_IMAGE * images, batch), size, "clip", work / "clip", seed)
+    fit(
+        Contrast(clip),
+        Batches(CAPTIONS_AN_IMAGE * images, batch),
+        size,
+        "clip",
+        work / folder.name.replace(CLIP_FOLDER, "clip"),
+        seed,
+    )
     return _save(folder, clip, models.make_image_processor(size), tokenizer)
 
 

@@ -1,5 +1,6 @@
 """recipes/miniature.py: draw the scenes, train as any recipe does, measure before and after, one page to look at."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from dcr_hf.cli import parse, quiet_libraries
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser
+from dcr_hf.diagnostics.control import write_controls
+from dcr_hf.diagnostics.curve import Point, draw, measure_curve, write_curve
 from dcr_hf.errors import exit_on_user_error
 from dcr_hf.evaluation.report.page import Section, write_report
 from dcr_hf.evaluation.report.summary import make_tables
@@ -17,7 +20,7 @@ from dcr_hf.evaluation.scoring.results import Results, read_results
 from dcr_hf.export import export_folders
 from dcr_hf.files import check_writable
 from dcr_hf.miniature.drawing import render
-from dcr_hf.miniature.layouts import TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
+from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import sample_scene
@@ -25,13 +28,17 @@ from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import read_encoder_config
 from dcr_hf.models.projector import Projector, find_projector
+from dcr_hf.plotting import figure_uri
 from dcr_hf.run import run
 from dcr_hf.training.fit import barrier
 from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.progress import say
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
-NAMES = ("original", "dcr")
+ORIGINAL, ENHANCED, RANDOM = "original", "enhanced", "random"
+# The dev draw, on which checkpoints are looked at: fewer scenes than the test draw, since each is measured.
+DEV_PAIRS, DEV_IMAGES = 100, 2000
+CURVE_BENCHMARKS = (f"mmvp_vlm:{PAIRS}", "clustering:scene_shape")
 
 
 def main(recipe: Recipe, **training: Any) -> None:
@@ -60,17 +67,37 @@ def main(recipe: Recipe, **training: Any) -> None:
             barrier(args)  # for the export, which the first process makes
         if recipe.dry_run or not enhanced.is_dir():
             return
+        dev, curve, control = drawn.parent / "dev", output / "curve", output / "control"
         if first:
             write_benchmarks(data, "test", size)
+            write_benchmarks(dev, "dev", size, per_category=DEV_PAIRS, test=DEV_IMAGES)
+            shutil.rmtree(control, ignore_errors=True)
+            write_controls(output, [0], control)
         barrier(args)
-        say(args, "measuring both encoders on the test scenes")
-        encoders = dict(zip(NAMES, (recipe.encoder, str(enhanced)), strict=True))
+        say(args, "measuring the checkpoints on the dev scenes")
+        points = measure_curve(output, CURVE_BENCHMARKS, dev, curve, batch_size=256)
+        say(args, "measuring before, after, and an encoder moved as far at random on the test scenes")
+        encoders = {ORIGINAL: recipe.encoder, ENHANCED: str(enhanced), RANDOM: str(control / "0")}
         measure_encoders(encoders, data, report.parent)  # each process a share
         if first:
+            assert points is not None
+            write_curve(points, curve)
             results = read_results(report.parent)
-            write_report(results, make_tables(results), report, _sections(recipe, args, enhanced, size))
+            sections = [_curve_section(points), *_sections(recipe, args, enhanced, size)]
+            write_report(results, make_tables(results), report, sections)
             print(summary(results))
             print(f"\n{verdict(results)}\n\nThe report: {report}")
+
+
+def _curve_section(points: list[Point]) -> Section:
+    return Section(
+        "On the way",
+        [
+            "Both abilities at every checkpoint, on the dev scenes, against the distance that the encoder had moved, "
+            "the mean of 1 - cosine to the original's embeddings. Shaded: 95 % intervals of the change."
+        ],
+        [(figure_uri(draw(points)), "Change of P-Ability and D-Ability against the distance moved")],
+    )
 
 
 def _sections(recipe: Recipe, args: DCRConfig, enhanced: Path, size: int) -> list[Section]:
@@ -114,27 +141,39 @@ def _condition_section(
 
 
 def summary(results: Results) -> str:
-    """before, after, difference, interval, p: a line a number."""
+    """before, after, difference, interval, p, the random control's difference: a line a number."""
     values = {(row["encoder"], row["benchmark"], row["dataset"], row["metric"]): row for row in results.results}
-    lines = [f"{'':58}{'before':>8}{'after':>8}{'difference':>12}{'95 %':>17}{'p':>8}"]
-    for row in results.comparisons:
-        key = (row["benchmark"], row["dataset"], row["metric"])
-        before, after = (100 * values[name, *key]["value"] for name in NAMES)
+    random = {_key(row): row for row in results.comparisons if row["encoder"] == RANDOM}
+    lines = [f"{'':58}{'before':>8}{'after':>8}{'difference':>12}{'95 %':>17}{'p':>8}{'random':>9}"]
+    for row in (row for row in results.comparisons if row["encoder"] == ENHANCED):
+        key = _key(row)
+        before, after = (100 * values[name, *key]["value"] for name in (ORIGINAL, ENHANCED))
         ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         p = "< .001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        lines.append(f"{' '.join(key):58}{before:8.1f}{after:8.1f}{100 * row['difference']:+12.1f}{ends:>17}{p:>8}")
+        line = f"{' '.join(key):58}{before:8.1f}{after:8.1f}{100 * row['difference']:+12.1f}{ends:>17}{p:>8}"
+        lines.append(f"{line}{100 * random[key]['difference']:+9.1f}")
     return "\n".join(lines)
 
 
+def _key(row: dict) -> tuple[str, str, str]:
+    return row["benchmark"], row["dataset"], row["metric"]
+
+
 def verdict(results: Results) -> str:
-    """One sentence, decided by the numbers: which ability moved beyond noise, and in which direction."""
+    """One sentence, decided by the numbers: which ability moved beyond noise, in which direction, and what the random
+    control did."""
     abilities = (
         ("P-Ability (pairs)", ("mmvp_vlm", "all", "pair_accuracy")),
         ("D-Ability (NMI)", ("clustering", "scene_shape", "nmi")),
     )
     parts = []
     for title, key in abilities:
-        row = next(row for row in results.comparisons if (row["benchmark"], row["dataset"], row["metric"]) == key)
+        row, random = (
+            next(row for row in results.comparisons if row["encoder"] == name and _key(row) == key)
+            for name in (ENHANCED, RANDOM)
+        )
         moved = "did not move beyond noise" if row["noise"] else "rose" if row["difference"] > 0 else "fell"
-        parts.append(f"{title} {moved} ({100 * row['difference']:+.1f} points, p = {row['p']:.3f})")
+        p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
+        told = f"{title} {moved}: {100 * row['difference']:+.1f} points ({p})"
+        parts.append(f"{told}, {100 * random['difference']:+.1f} where the encoder was moved as far at random")
     return "; ".join(parts) + "."

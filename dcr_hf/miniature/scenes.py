@@ -4,6 +4,7 @@ The same (draw, seed, index) gives the same scene; `drawing` makes the same pixe
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,12 @@ ATTRIBUTES = (
     Attribute("viewpoint", ("near", "far")),
 )
 
+# With the shape they make a fine class, such as "red striped star": of so many that two images are seldom of one.
+FINE = ("color", "structure")
+FINE_CLASSES = tuple(
+    " ".join(words) for words in product(*(a.values for name in FINE for a in ATTRIBUTES if a.name == name), SHAPES)
+)
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -50,6 +57,11 @@ class Scene:
     text: str
     viewpoint: str
     look: tuple[int, ...]
+
+    @property
+    def fine(self) -> str:
+        """One of FINE_CLASSES."""
+        return " ".join((*(getattr(self, name) for name in FINE), self.shape))
 
     def changed(self, attribute: str, value: str) -> "Scene":
         """The same scene but for one attribute."""

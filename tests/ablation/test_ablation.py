@@ -8,9 +8,11 @@ from unittest.mock import Mock
 import pytest
 
 from dcr_hf.ablation import cli, plots, summary, trials
-from dcr_hf.ablation.variants import CLAIMS, COMPARED, D_ABILITY, ORIGINAL, P_ABILITY, VARIANTS
+from dcr_hf.ablation.variants import CLAIMS, COMPARED, ORIGINAL, VARIANTS, control_of
+from dcr_hf.diagnostics import curve
 from dcr_hf.errors import NotFoundError
-from dcr_hf.miniature import layouts
+from dcr_hf.evaluation.scoring.abilities import D_ABILITY, P_ABILITY
+from dcr_hf.miniature import hard_pairs, layouts
 
 SHORT = "--stage1_max_steps 1 --stage2_max_steps 1 --logging_steps 1 --per_device_train_batch_size 3"
 SHORT = [*SHORT.split(), "--dataloader_num_workers", "0"]
@@ -40,7 +42,7 @@ def test_over_seeds_the_interval_is_students():
     alone = [outcome("dcr", 0, 0.4, -0.1, 0.001, low=-0.15, high=-0.05)]
     assert summary.change(alone, P_ABILITY)[1:] == (-0.15, -0.05, 0, 1, 1)
     line = summary.markdown(alone).splitlines()[2]
-    assert line.startswith("| dcr | 40.0 | -10.0 (-15.0 to -5.0), 0↑ 1↓ of 1 |") and "| 0.200 / 0.300 |" in line
+    assert line.startswith("| dcr |  | 40.0 | -10.0 (-15.0 to -5.0), 0↑ 1↓ of 1 |") and "| 0.200 / 0.300 |" in line
 
 
 def test_a_claim_holds_is_contradicted_or_drowns_in_noise():
@@ -76,24 +78,30 @@ def test_the_picture_names_what_was_changed():
 
 
 def test_every_claim_is_about_a_variant_that_is_compared():
-    assert {name for claim in CLAIMS for name in (claim.better, claim.worse)} <= set(COMPARED) <= set(VARIANTS)
+    named = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
+    controls = {control_of(name) for name in COMPARED}
+    assert named <= set(COMPARED) | controls and set(COMPARED) <= set(VARIANTS)
 
 
 @pytest.fixture
 def few_scenes(monkeypatch):
     write = layouts.write_benchmarks
     monkeypatch.setattr(cli, "TRAINING_IMAGES", 24)
-    monkeypatch.setattr(cli, "write_benchmarks", lambda *args: write(*args, per_category=2, train=80, test=60))
+    small = {"per_category": 2, "train": 80, "test": 60}
+    monkeypatch.setattr(cli, "write_benchmarks", lambda *args, **more: write(*args[:4], **small))
+    hard = hard_pairs.write_hard_pairs
+    monkeypatch.setattr(cli, "write_hard_pairs", lambda *args: hard(*args, pool=3))
 
 
 def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_path, monkeypatch, capsys):
     words = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
-    words += ["--output_dir", str(tmp_path), "--seeds", "3", *SHORT]
+    words += ["--output_dir", str(tmp_path), "--seeds", "3", *SHORT, "--draw", "dev"]
     cli.main([*words, "--variants", "original", "contrastive", "end_to_end", "dcr"])
     first = json.loads((tmp_path / "ablation-dev0.json").read_text())
-    assert [(each["variant"], each["seed"]) for each in first["runs"]] == [
-        (name, 3) for name in ("original", "contrastive", "end_to_end", "dcr")
+    assert [(each["variant"], each["seed"], each["step"]) for each in first["runs"]] == [
+        (name, 3, None) for name in ("original", "contrastive", "end_to_end", "dcr")
     ]
+    assert first["chosen_on"] is None  # what is reported is what settings are chosen on
     assert 0 < first["runs"][3]["fidelity"]["stage1"]["noise_mse/own"] < 3
     assert (tmp_path / "ablation-dev0.png").read_bytes()[:4] == b"\x89PNG"
     table = (tmp_path / "ablation-dev0.md").read_text()
@@ -113,11 +121,53 @@ def test_it_trains_and_measures_what_is_not_done(pretrained, few_scenes, tmp_pat
     assert not trained and [list(each["measured"]) for each in fewer] == [[P_ABILITY], [P_ABILITY]]
 
 
+def test_a_checkpoint_is_chosen_on_other_scenes_and_stands_beside_its_control(
+    pretrained, few_scenes, tmp_path, monkeypatch
+):
+    words = ["--encoder", str(pretrained / "clip-miniature"), "--denoiser", str(pretrained / "sd-miniature-v")]
+    words += ["--output_dir", str(tmp_path), "--seeds", "3", *SHORT, "--stage2_max_steps", "2", "--save_steps", "1"]
+    words += ["--stage2_learning_rate", "1e-2", "--controls", "2", "--hard_pairs", "1", "--num_negatives", "1"]
+    run, trained = trials.subprocess.run, []
+    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **kw: trained.append(args[0]) or run(*args, **kw))
+    variants = ["original", "reconstruction", "dcr_after_reconstruction"]
+    cli.main([*words, "--variants", *variants, "--benchmarks", "mmvp_vlm:scene_pairs", "clustering:scene_shape"])
+    found = json.loads((tmp_path / "ablation-test0.json").read_text())
+    assert found["chosen_on"] == "dev0"
+    runs = {each["variant"]: each for each in found["runs"]}
+    assert list(runs) == [
+        "original",
+        "reconstruction",
+        control_of("reconstruction"),
+        "dcr_after_reconstruction",
+        control_of("dcr_after_reconstruction"),
+    ]
+    assert all(
+        list(each["measured"]) == [P_ABILITY, D_ABILITY, "pairs found alike", "blind pairs"] for each in runs.values()
+    )
+    for name in variants[1:]:
+        points = curve.read_curve(tmp_path / "seed3" / name / "curve-dev0")
+        chosen = curve.choose(points)
+        assert [point.step for point in points] == [1, 2]
+        assert (runs[name]["step"], runs[name]["moved"]) == (chosen.step, chosen.moved)
+        control = runs[control_of(name)]
+        assert control["step"] == chosen.step and control["measured"] != runs[name]["measured"]
+        assert {"spread"} == control["measured"][P_ABILITY].keys() - runs[name]["measured"][P_ABILITY].keys()
+    # One of the two trained the stage 1 that they share, and only options that a variant reads were given to it.
+    one, other = (tmp_path / "seed3" / name / "stage1" / "projector" for name in variants[1:])
+    assert one.is_dir() and all((other / path.name).read_bytes() == path.read_bytes() for path in one.iterdir())
+    states = [json.loads((each.parent / "trainer_state.json").read_text()) for each in (one, other)]
+    assert states[0]["log_history"] == states[1]["log_history"] and len(trained) == 2
+    assert ["--num_negatives" in command for command in trained] == [False, True]
+    table = (tmp_path / "ablation-test0.md").read_text()
+    assert "| reconstruction, random |" in table and "what reconstruction gains is learnt" in table
+
+
 class Job:
     """Stands for a trial: records that it runs, and waits at a barrier."""
 
     def __init__(self, together, started, fails=False):
         self.together, self.started, self.fails = together, started, fails
+        self.stage1, self.is_finished = None, False
 
     def train(self, launcher):
         self.started.append(self)
@@ -130,6 +180,27 @@ def test_jobs_run_at_the_same_time():
     started, together = [], threading.Barrier(2)  # breaks unless two wait at it at once
     trials.train_all([Job(together, started) for _ in range(4)], [], jobs=2)
     assert len(started) == 4
+
+
+def test_those_who_share_a_stage_1_wait_for_the_one_that_trains_it():
+    order, busy = [], threading.Lock()
+
+    class Sharing(Job):
+        def __init__(self, stage1, finished=False):
+            super().__init__(None, order)
+            self.stage1, self.is_finished, self.leader = stage1, finished, None
+
+        def train(self, launcher, leader=None):
+            self.leader = leader
+            time.sleep(0.2 if leader is None else 0)
+            with busy:
+                order.append(self)
+
+    first, second, alone = Sharing((0, "a")), Sharing((0, "a")), Sharing(None)
+    other, done = Sharing((1, "a")), Sharing((1, "a"), finished=True)
+    trials.train_all([first, second, alone, other, done], [], jobs=4)
+    assert second.leader is first and other.leader is done and (first.leader, alone.leader) == (None, None)
+    assert order.index(first) < order.index(second) and len(order) == 5
 
 
 def test_after_a_failure_nothing_else_is_started():

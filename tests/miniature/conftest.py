@@ -31,5 +31,5 @@ def draw(tiny_size):
 def pretrained(tiny_size, tmp_path_factory):
     """A folder with all that pretraining leaves."""
     output = tmp_path_factory.mktemp("pretrained")
-    cli.pretrain(tiny_size, output, 0, list(PREDICTION_TYPES))
+    cli.pretrain(tiny_size, output, 0, list(PREDICTION_TYPES), ["coarse", "fine"])
     return output

@@ -63,7 +63,7 @@ def test_pairs_differ_in_exactly_one_attribute():
 
 
 def test_the_pair_folder_is_mmvps(tmp_path):
-    write_pairs(tmp_path / "MMVP_VLM", "dev", 2, 32)
+    write_pairs(tmp_path / "MMVP_VLM", pairs("dev", 2), 32)
     data = read_mmvp("MMVP_VLM", None, tmp_path)
     assert [pair.category for pair in data.pairs] == [name for name in CATEGORIES for _ in range(2)]
     assert all(pair.truth == (0, 1) for pair in data.pairs)

@@ -10,6 +10,7 @@ from transformers import CLIPModel, CLIPVisionModel
 
 from dcr_hf import FrozenDenoiser
 from dcr_hf.config import DCRConfig, Recipe
+from dcr_hf.diagnostics.curve import read_curve
 from dcr_hf.errors import WriteError
 from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.miniature import layouts, run
@@ -23,7 +24,7 @@ def launch(pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "TRAINING_IMAGES", 24)
     write = layouts.write_benchmarks
     small = {"per_category": 2, "train": 80, "test": 60}
-    monkeypatch.setattr(run, "write_benchmarks", lambda *args: write(*args, **small))
+    monkeypatch.setattr(run, "write_benchmarks", lambda *args, **more: write(*args, **small))
 
     def launch(*words, stop=None):
         recipe = Recipe(
@@ -31,10 +32,12 @@ def launch(pretrained, tmp_path, monkeypatch):
             denoiser=str(pretrained / "sd-miniature-v"),
             train_data=str(tmp_path / "scenes" / "train"),
             stage1_max_steps=1,
-            stage2_max_steps=1,
+            stage2_max_steps=2,
+            stage2_learning_rate=1e-2,
         )
         monkeypatch.setattr("sys.argv", ["miniature.py", "--use_cpu", "--per_device_train_batch_size", "3", *words])
         options = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "report_to": "none"}
+        options["save_steps"] = 1
         run.main(recipe, output_dir=str(tmp_path / "out"), **options)
         return tmp_path / "out"
 
@@ -54,10 +57,14 @@ def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, mon
         output = launch()
     printed = capsys.readouterr().out
     assert re.search(r"mmvp_vlm all pair_accuracy +\d", printed) and "linear_probe scene_count acc1" in printed
-    assert re.search(r"P-Ability \(pairs\) (rose|fell|did not move beyond noise) \([+-]", printed)
+    assert re.search(
+        r"P-Ability \(pairs\) (rose|fell|did not move beyond noise): [+-][\d.]+ points \(p .*random;", printed
+    )
     assert f"The report: {output}/report/report.html" in printed
     page = (output / "report" / "report.html").read_text()
-    assert "What the denoiser sees in the condition" in page and "The scenes" in page
+    assert "What the denoiser sees in the condition" in page and "The scenes" in page and "On the way" in page
+    points = read_curve(output / "curve")
+    assert [point.step for point in points] == [1, 2] and 0 < points[0].moved < points[1].moved
     for model, name in ((CLIPModel, "clip-miniature-dcr"), (CLIPVisionModel, "clip-miniature-dcr-vision")):
         _, report = model.from_pretrained(output / name, output_loading_info=True)
         assert not report["missing_keys"]
@@ -101,9 +108,9 @@ def test_the_page_shows_conditions_with_their_patches(pretrained, tmp_path, monk
     assert shown["empty prompt"].shape == encoded.conditions.shape and not shown["empty prompt"].any()
 
 
-def comparison(benchmark, dataset, metric, difference, p):
+def comparison(benchmark, dataset, metric, difference, p, encoder="enhanced"):
     return {
-        "encoder": "dcr",
+        "encoder": encoder,
         "benchmark": benchmark,
         "dataset": dataset,
         "metric": metric,
@@ -118,8 +125,8 @@ def comparison(benchmark, dataset, metric, difference, p):
 @pytest.mark.parametrize(
     "pairs, nmi, sentence",
     [
-        ((0.021, 0.03), (-0.05, 0.0004), "P-Ability (pairs) rose (+2.1 points, p = 0.030); D-Ability (NMI) fell"),
-        ((0.1, 0.06), (0.05, 0.2), "P-Ability (pairs) did not move beyond noise (+10.0 points, p = 0.060)"),
+        ((0.021, 0.03), (-0.05, 0.0004), "P-Ability (pairs) rose: +2.1 points (p = 0.030), -0.4 where the encoder"),
+        ((0.1, 0.06), (0.05, 0.2), "P-Ability (pairs) did not move beyond noise: +10.0 points (p = 0.060), -0.4 "),
     ],
 )
 def test_the_sentence_follows_the_numbers(pairs, nmi, sentence):
@@ -127,8 +134,11 @@ def test_the_sentence_follows_the_numbers(pairs, nmi, sentence):
         comparison("mmvp_vlm", "all", "pair_accuracy", *pairs),
         comparison("mmvp_vlm", "Texts", "pair_accuracy", 0.9, 0.001),
         comparison("clustering", "scene_shape", "nmi", *nmi),
+        comparison("mmvp_vlm", "all", "pair_accuracy", -0.004, 0.5, "random"),
+        comparison("clustering", "scene_shape", "nmi", -0.012, 0.5, "random"),
     ]
-    assert run.verdict(Results(comparisons=rows)).startswith(sentence)
+    told = run.verdict(Results(comparisons=rows))
+    assert told.startswith(sentence) and told.endswith("-1.2 where the encoder was moved as far at random.")
 
 
 def test_importing_what_recipes_import_prints_nothing():
