@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from random_models import SIZES, random_denoiser, random_text_encoder, random_unet, stage2_model
+from random_models import SIZES, random_denoiser, random_model, random_text_encoder, random_unet
 from released import empty_prompt
 from torch import nn
 from tqdm.auto import tqdm
@@ -44,7 +44,7 @@ def pair_memory(denoiser: FrozenDenoiser, image_size: int) -> PairMemory:
 
 def encoder_bytes(name: str, image_size: int, width: int, checkpointing: bool) -> tuple[int, int]:
     """What encoder and projector take in stage 2 under bfloat16 autocast: in any case, and for each image more."""
-    model = stage2_model(name, image_size, width, DCRConfig(output_dir="unused", report_to="none", use_cpu=True))
+    model = random_model(name, image_size, width, DCRConfig(output_dir="unused", report_to="none", use_cpu=True))
     if checkpointing:
         model.gradient_checkpointing_enable()
     peaks = []

@@ -12,7 +12,7 @@ from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import FAMILIES
 from dcr_hf.models.projector import Projector
-from dcr_hf.training.stages import encoder_stage
+from dcr_hf.training.stages import encoder_stage, projector_stage
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Size:
     condition: int
     vae: tuple[int, ...]
     text_layers: int
+    layers_a_block: int = 2
 
 
 SIZES = {
     "sd21": Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, (128, 256, 512, 512), 23),
     "small": Size((32, 64, 128, 128), (1, 2, 4, 4), 128, (32, 32, 32, 32), 2),
+    "tiny": Size((32, 32, 32, 32), (1, 1, 1, 1), 64, (32, 32, 32, 32), 1, layers_a_block=1),
 }
 
 # hidden size, layers, heads, intermediate size, patch size, projection (CLIP only)
@@ -36,6 +38,7 @@ CLIP_VISION = {
     "vitl": (1024, 24, 16, 4096, 14, 768),
     "vith": (1280, 32, 16, 5120, 14, 1024),
     "small": (128, 4, 2, 512, 16, 64),
+    "tiny": (64, 2, 1, 128, 16, 32),
 }
 SIGLIP_VISION = {"siglip": (1152, 27, 16, 4304, 14)}
 ENCODERS = (*CLIP_VISION, *SIGLIP_VISION)
@@ -47,6 +50,7 @@ def random_unet(size: Size, dtype: torch.dtype) -> UNet2DConditionModel:
         block_out_channels=size.unet,
         attention_head_dim=size.heads,
         cross_attention_dim=size.condition,
+        layers_per_block=size.layers_a_block,
         use_linear_projection=True,
     )
     return unet.to(dtype).eval().requires_grad_(False)  # type: ignore[attr-defined]  # diffusers wraps it
@@ -59,7 +63,7 @@ def random_denoiser(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=size.vae,
-        layers_per_block=2,
+        layers_per_block=size.layers_a_block,
         latent_channels=4,
     )
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -93,7 +97,9 @@ def random_encoder(name: str, image_size: int) -> ImageEncoder:
     return ImageEncoder(model, family, [0.5] * 3, [0.5] * 3)
 
 
-def stage2_model(name: str, image_size: int, condition_width: int, args: DCRConfig) -> ConditionModel:
-    """Encoder with LoRA and frozen projector, as stage 2 trains them."""
+def random_model(name: str, image_size: int, condition_width: int, args: DCRConfig, stage: int = 2) -> ConditionModel:
+    """Encoder and projector as stage 1 or 2 trains them."""
     encoder = random_encoder(name, image_size)
+    if stage == 1:
+        return projector_stage(encoder, condition_width, args.seed)
     return encoder_stage(encoder, Projector(encoder.embedding_width, condition_width), args)

@@ -14,7 +14,7 @@ BF16_PEAK = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 36
 
 COLUMNS = (
     *("step", "B", "s a step", "speed-up", "peak GiB", "memory", "10^12 operations", "of matmul rate"),
-    *("of data sheet", "loss difference"),
+    *("of data sheet", "loss difference", "chunks"),
 )
 
 
@@ -73,12 +73,13 @@ def markdown(rows: list[dict], facts: dict) -> str:
     ]
     for row in rows:
         if row["failed"]:
-            lines.append(f"| {row['name']} | {row['batch']} | {row['failed']} | | | | | | | |")
+            failed = row["failed"].replace("|", "/").replace("\n", " ")  # a torch error has several lines
+            lines.append(f"| {row['name']} | {row['batch']} | {failed}{' |' * (len(COLUMNS) - 2)}")
             continue
         rate = row["tera_operations"] and row["tera_operations"] / row["seconds"]
         shares = [facts["matmul_tera_operations_per_second"], facts["data_sheet_tera_operations_per_second"]]
         cells = [
-            row["name"],
+            row["name"] + (f" ({row['note']})" if row["note"] else ""),
             row["batch"],
             f"{row['seconds']:.2f}",
             f"{first['seconds'] / row['seconds']:.2f}x" if first["seconds"] else "",
@@ -87,6 +88,7 @@ def markdown(rows: list[dict], facts: dict) -> str:
             f"{row['tera_operations']:.2f}" if row["tera_operations"] else "",
             *(f"{rate / peak:.0%}" if rate and peak else "" for peak in shares),
             "" if row["relative_loss_difference"] is None else f"{row['relative_loss_difference']:.0e}",
+            "; ".join(f"{size}, {kept} kept" for size, kept in row["plan"] or ()),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
