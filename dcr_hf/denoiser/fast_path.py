@@ -52,6 +52,11 @@ class EmptyPromptAttention(nn.Module):
         attention: the layer; its keys and values of E are computed here.
         empty_prompt: E (1, 77, C).
         columns: this layer's part of all layers' biases.
+
+    Attributes:
+        key, value: (heads, 77, width). Not (1, heads, 77, width): a UNet that is put into channels-last would reorder
+            those too, and no fused attention takes them then.
+        copies: whether each pair gets a copy of them, see `shared_keys`.
     """
 
     key: Tensor
@@ -61,8 +66,9 @@ class EmptyPromptAttention(nn.Module):
         super().__init__()
         self.columns = columns
         self.plain = AttnProcessor2_0()
-        self.register_buffer("key", _by_head(attention.to_k(empty_prompt), attention.heads), persistent=False)
-        self.register_buffer("value", _by_head(attention.to_v(empty_prompt), attention.heads), persistent=False)
+        self.copies = False
+        for name, project in (("key", attention.to_k), ("value", attention.to_v)):
+            self.register_buffer(name, _by_head(project(empty_prompt), attention.heads).squeeze(0), persistent=False)
 
     def forward(
         self,
@@ -74,10 +80,15 @@ class EmptyPromptAttention(nn.Module):
         if encoder_hidden_states.ndim == 3:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask)
         query = _by_head(attn.to_q(hidden_states), attn.heads)  # (P, heads, N, width)
-        every = (len(query), -1, -1, -1)
-        attended = F.scaled_dot_product_attention(query, self.key.expand(every), self.value.expand(every))
-        output = attn.to_out[0](attended.transpose(1, 2).flatten(2))  # (P, N, C_layer)
+        output = attn.to_out[0](self.attend(query).transpose(1, 2).flatten(2))  # (P, N, C_layer)
         return output + encoder_hidden_states[:, None, self.columns]
+
+    def attend(self, query: Tensor) -> Tensor:
+        """Attention to E, (P, heads, N, width) as the query."""
+        key, value = (tensor.expand(len(query), -1, -1, -1) for tensor in (self.key, self.value))
+        if self.copies:
+            key, value = key.contiguous(), value.contiguous()
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 def _by_head(tokens: Tensor, heads: int) -> Tensor:

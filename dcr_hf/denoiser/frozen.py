@@ -16,6 +16,7 @@ from dcr_hf.denoiser.parts import load_scheduler, load_unet, load_vae
 from dcr_hf.denoiser.pipeline import check_denoiser, embed_empty_prompt, time_ids
 from dcr_hf.denoiser.planner import make_plan
 from dcr_hf.denoiser.schedule import NoiseSchedule, NoiseTarget
+from dcr_hf.denoiser.shared_keys import choose_keys
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class FrozenDenoiser(NoiseSchedule):
             pooled_prompt=prompt.pooled,
             token_norm=prompt.token_norm,
         )
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        choose_keys(self.unet)  # on the device and in the dtype that it now has
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
