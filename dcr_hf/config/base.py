@@ -29,6 +29,14 @@ def _launched_with(precision: str) -> Iterator[None]:
             os.environ[LAUNCHED_PRECISION] = launched
 
 
+def switch_tf32(on: bool) -> None:
+    """Complete what transformers' --tf32 has set: it leaves convolutions as they were, which is in TF32, and torch's
+    older name for the same, which the compiler reads, as a contradiction that torch raises an error for."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set as the module loads
+    convolution.fp32_precision = "tf32" if on else "ieee"
+
+
 @dataclass(kw_only=True)
 class RunControl:
     """What any recipe's command line takes beside its models and data."""
@@ -103,6 +111,8 @@ class TrainingOptions(TrainingArguments):
         with as_user_error("options of the Trainer", ValueError, OSError, KeyError, TypeError):
             with _launched_with(self.precision):  # TrainingArguments takes it over where --bf16 is false
                 super().__post_init__()
+        if on_gpu and self.tf32 is not None:
+            switch_tf32(self.tf32)
         if self.logging_nan_inf_filter:
             raise UserError("--logging_nan_inf_filter must stay false: a loss that is not finite stops the run.")
         if not 0 <= self.max_bad_fraction < 1:

@@ -50,8 +50,6 @@ def _evaluate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> R
     encoders = named_paths(parser, "--encoders", options.encoders)
     for name in ("output_dir", "cache_dir"):  # fail now, not after hours
         check_writable(f"--{name}", getattr(options, name))
-    # By default cuDNN computes float32 convolutions in TF32: errors of about 1e-3, enough to change pairs.
-    torch.backends.cudnn.allow_tf32 = False
     return execute(
         prepare(encoders, options.benchmarks, options.data_root, options.feature, options.dtype, options.preprocess),
         output_dir=options.output_dir,

@@ -15,8 +15,10 @@ from dcr_hf.evaluation.report.page import write_outputs
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.scoring.results import Results, merge, slug, write_rows
 from dcr_hf.evaluation.scoring.scores import Scored
+from dcr_hf.models.float32 import full_float32
 
 
+@full_float32()
 def execute(
     prepared: Prepared,
     output_dir: Path,
@@ -26,7 +28,7 @@ def execute(
     workers: int = 2,
     page: bool = True,
 ) -> Results | None:
-    """Measure and write everything; the first encoder is the reference.
+    """Measure and write everything, without TF32; the first encoder is the reference.
 
     Without `page`, neither the report to look at nor its maps and thumbnails are made: results and predictions alone.
     Each process embeds a share of the images. The main process does the rest; the others return None.

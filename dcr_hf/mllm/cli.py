@@ -31,8 +31,6 @@ def main(arguments: list[str] | None = None) -> None:
     paths = named_paths(parser, "--models", options.models)
     # Under torchrun on CPUs accelerate joins the processes only with cpu=True.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    # By default cuDNN computes float32 convolutions in TF32.
-    torch.backends.cudnn.allow_tf32 = False
     automatic = "float32" if state.device.type == "cpu" else "float16"
     dtype = automatic if options.dtype == "auto" else options.dtype
     asking = (options.batch_size, options.workers, options.max_new_tokens)

@@ -17,12 +17,14 @@ from dcr_hf.mllm.model import Answerer
 from dcr_hf.mllm.questions import QuestionSet
 from dcr_hf.mllm.replies import ask
 from dcr_hf.mllm.tables import make_tables, unparsed_tables
+from dcr_hf.models.float32 import full_float32
 
 
+@full_float32()
 def execute(
     models: Sequence[Answerer], data: dict[str, QuestionSet], output_dir: Path, cache_dir: Path, batch_size: int
 ) -> Results | None:
-    """Ask every model all questions; the first model is the reference.
+    """Ask every model all questions, without TF32; the first model is the reference.
 
     Each process asks a share. The main process does the rest; the others return None.
 

@@ -16,6 +16,7 @@ from dcr_hf.evaluation.readers.image_sets import ImageSet
 from dcr_hf.hub import local_folder
 from dcr_hf.models.encoder import ImageEncoder
 from dcr_hf.models.families import read_encoder_config
+from dcr_hf.models.float32 import full_float32
 from dcr_hf.models.loading import load_dual_encoder
 
 
@@ -23,8 +24,9 @@ class TrainingEvaluation:
     """Runs benchmarks on an `ImageEncoder` during training.
 
     The text side never changes: what a benchmark asks of it is computed at the first evaluation and cached. Images are
-    embedded outside autocast, by calling the encoder as a module, and each process runs an equal number of batches, so
-    that the hooks of ZeRO and FSDP work.
+    embedded outside autocast and without TF32, as recipes/evaluate.py does, so that both give the same numbers; by
+    calling the encoder as a module, and in an equal number of batches on each process, so that the hooks of ZeRO and
+    FSDP work.
 
     Creating it checks names and reads the data's tables, so that a wrong path ends a run before its first step.
 
@@ -54,6 +56,7 @@ class TrainingEvaluation:
         self._texts = _Texts(base)
 
     @torch.no_grad()
+    @full_float32()
     def __call__(self, encoder: ImageEncoder) -> dict[str, float]:
         """Score the encoder: every process calls this and gets the same numbers, fractions of 1.
 
