@@ -79,7 +79,8 @@ def _become(argv: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT / "tests"))  # where `helpers` is
+    # What a new interpreter would read, and where `helpers` is.
+    sys.path[:0] = [str(ROOT / "tests"), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     # This process's own children, DataLoader's workers, start in Python's usual way, not in the way that it did.
     multiprocessing.set_start_method(None, force=True)
     if _has_deepspeed:
