@@ -64,7 +64,9 @@ class GradientConflict(TrainerCallback):
             earlier = [past[COSINE] for past in state.log_history if COSINE in past]
             negative = [cosine < 0 for cosine in [*earlier, line[COSINE]]]
             line[NEGATIVE_SHARE] = sum(negative) / len(negative)
+            due = control.should_log
             self._log(line)
+            control.should_log = due  # any line takes the Trainer's own, of the same step, to be written
 
 
 def describe_conflict(names: list[str], gradients: dict[str, list[Tensor]]) -> dict[str, float]:
