@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ class Bench:
 
     def config(self, batch: int, way: Way, steps: int) -> DCRConfig:
         o = self.options
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_DYNAMO")]:
+            del os.environ[name]  # an earlier configuration's: it would compile the released manner too
         return DCRConfig(
             output_dir=self.folder,
             per_device_train_batch_size=batch,

@@ -80,7 +80,13 @@ def pytest_addoption(parser):
 # Files that take a minute and more, the longest first.
 LONG = [
     f"tests/{name}.py"
-    for name in ("training/test_resume", "training/test_strategies", "test_run", "training/test_trainer")
+    for name in (
+        "training/test_resume",
+        "training/test_strategies",
+        "test_run",
+        "training/test_trainer",
+        "benchmarks/test_gpu",
+    )
 ]
 
 

@@ -7,6 +7,7 @@ over, or copied for each. Errors are relative, of values and of gradients, again
 import argparse
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def measure(given: list[Tensor], device: str) -> dict[str, dict]:
         try:
             found = both_ways(given, kernel)
             errors = [((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
-            time = milliseconds(lambda kernel=kernel: both_ways(given, kernel), device)
+            time = milliseconds(partial(both_ways, given, kernel), device)
             rows[name] = {"errors": errors, "ms": time}
         except RuntimeError as error:
             rows[name] = {"failed": str(error).splitlines()[0][:200]}
@@ -79,7 +80,8 @@ def main() -> None:
     for tokens, heads in SIZES:
         for kind in KINDS:
             given = inputs(kind, pairs, tokens, heads, device, dtype)
-            chosen = SDPBackend(torch._fused_sdp_choice(*given[:3])).name
+            query, key, value, _ = given
+            chosen = SDPBackend(torch._fused_sdp_choice(query.requires_grad_(), key, value)).name
             row = {"tokens": tokens, "heads": heads, "kind": kind, "chosen": chosen, "kernels": measure(given, device)}
             rows.append(row)
             (options.output_dir / "attention.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

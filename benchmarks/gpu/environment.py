@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from clock import milliseconds
 from report import matmul_rate
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils.import_utils import enable_tf32
 
 from dcr_hf.config.base import switch_tf32
@@ -63,7 +64,7 @@ def tf32_switches() -> dict[str, str]:
     """What the switches say: with torch's new ones set alone, its old ones may raise."""
     switches: dict[str, Callable[[], object]] = {
         "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
-        "cudnn.conv.fp32_precision": lambda: torch.backends.cudnn.conv.fp32_precision,
+        "cudnn.conv.fp32_precision": lambda: torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]  # set as it loads
         "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
         "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
         "get_float32_matmul_precision": torch.get_float32_matmul_precision,
@@ -76,16 +77,21 @@ def layouts(name: str, tiny: bool) -> dict:
     """Whether channels-last survives GroupNorm, a convolution and indexing, and what each layout costs there."""
     batch, dtype = (4, torch.float32) if tiny else (64, torch.bfloat16)
     norm = nn.GroupNorm(32, 320).to(name, dtype)
-    conv = nn.Conv2d(320, 320, 3, padding=1).to(name, dtype).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(320, 320, 3, padding=1).to(name, dtype)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     plain = torch.randn(batch, 320, 28, 28, device=name, dtype=dtype)
     last = plain.to(memory_format=torch.channels_last)
     rows = torch.arange(batch // 2, device=name)
-    layers = {"group norm": norm, "convolution": conv, "indexing": lambda x: x[rows]}
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        "group norm": norm,
+        "convolution": conv,
+        "indexing": lambda x: x[rows],
+    }
     return {
         layer: {
             "keeps channels-last": call(last).is_contiguous(memory_format=torch.channels_last),
-            "channels-last, ms": milliseconds(lambda call=call: call(last), name),
-            "contiguous, ms": milliseconds(lambda call=call: call(plain), name),
+            "channels-last, ms": milliseconds(partial(call, last), name),
+            "contiguous, ms": milliseconds(partial(call, plain), name),
         }
         for layer, call in layers.items()
     }

@@ -26,7 +26,8 @@ class Runs:
     """The same command into several folders below `work`; what was found is in `output_dir`/interrupted.json."""
 
     def __init__(self, where: Where):
-        self.where, self.found = where, {}
+        self.where = where
+        self.found: dict[str, Any] = {}
         steps, batch, workers = (3, 2, 0) if where.tiny else (20, 16, 4)
         models = where.work / "models"
         options = {

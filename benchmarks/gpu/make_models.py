@@ -8,6 +8,7 @@ makes FOLDER/clip, FOLDER/sd and FOLDER/shards, for recipes/openai_vitl.py.
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
@@ -55,7 +56,7 @@ def save_stable_diffusion(folder: Path, size: Size, words: CLIPTokenizer, dtype:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, skip_prk_steps=True
     )
     text_encoder = CLIPTextModel(CLIPTextConfig(**text_options(words, size.condition, size.text_layers)))
-    StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         unet=random_unet(size, dtype),
         vae=vae,
         text_encoder=text_encoder,
@@ -64,7 +65,8 @@ def save_stable_diffusion(folder: Path, size: Size, words: CLIPTokenizer, dtype:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
 
 
 def main() -> None:

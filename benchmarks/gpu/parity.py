@@ -28,7 +28,8 @@ class Parity:
     """One random UNet, in several precisions, and what was found, in `output_dir`/parity.json."""
 
     def __init__(self, output_dir: Path, tiny: bool):
-        self.file, self.found = output_dir / "parity.json", {}
+        self.file = output_dir / "parity.json"
+        self.found: dict[str, Any] = {}
         self.cuda, self.tiny = torch.cuda.is_available(), tiny
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.size, self.side = (SIZES["tiny"], 8) if tiny else (SIZES["sd21"], 28)

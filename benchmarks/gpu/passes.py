@@ -74,14 +74,15 @@ def steps(where: Where) -> Iterator[Step]:
     ways = ["released", "all+profile", "auto", "32", "all+flash", "all+contiguous"]
     yield _measure(where, "step_eager", 260, ways if not where.tiny else ["released", "all+profile"])
     compiled = ["--torch_compile", *(["--compile_backend", "aot_eager"] if where.tiny else [])]
-    yield _measure(where, "step_compiled", 300, ["all+profile", "all+contiguous"], *compiled)
+    ways = ["all+profile", "all+contiguous"] if not where.tiny else ["all"]
+    yield _measure(where, "step_compiled", 300, ways, *compiled)
 
 
 def sizes(where: Where) -> Iterator[Step]:
     """Other chunks, stage 1, larger images, larger encoders, checkpointing."""
     both = ["auto", "auto+checkpointing"]
     chunks = ["8", "16", "64", "136", "all+checkpointing", "auto+loader"]
-    yield _measure(where, "chunks", 130, chunks if not where.tiny else ["2", "auto+loader"])
+    yield _measure(where, "chunks", 130, chunks if not where.tiny else ["2"])
     yield _measure(where, "stage1", 60, ["released", "all"] if not where.tiny else ["all"], "--stage", "1")
     if where.tiny:
         return

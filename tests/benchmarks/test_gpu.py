@@ -73,7 +73,7 @@ def test_steps_and_sizes(run, tmp_path):
     output = tmp_path / "gpu"
     rehearse(run, 2, output)
     eager, compiled = (result(output / name / "step.json")["rows"] for name in ("step_eager", "step_compiled"))
-    assert [row["failed"] for row in eager + compiled] == [None] * 4
+    assert [row["failed"] for row in eager + compiled] == [None] * 3
     assert compiled[0]["warmup_seconds"] > 3 * compiled[0]["seconds"]  # tracing is in it
     rehearse(run, 3, output)
     assert result(output / "chunks" / "step.json")["rows"][0]["plan"] == [[2, 1]]
@@ -107,4 +107,4 @@ def test_every_pass_names_files_that_exist(run, tmp_path):
             for step in steps(where):
                 [script] = [word for word in step.command if word.endswith(".py")]
                 assert Path(script).is_file(), (number, step)
-                assert sum(limit for limit in [step.limit]) < 540
+                assert step.limit <= 480, (number, step)
