@@ -4,8 +4,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from dcr_hf.miniature.cli import pretrain
+from diffusers.models import AutoencoderKL
+
 from dcr_hf.miniature.models import SIZES
+from dcr_hf.miniature.pretrain import TrainingDraw, pretrain_clip, pretrain_denoiser, pretrain_vae
 
 small = SIZES["small"]
 TINY = dataclasses.replace(
@@ -25,4 +27,8 @@ TINY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    print(pretrain(TINY, Path(sys.argv[1]), seed=0, prediction_types=["epsilon"]))
+    output = Path(sys.argv[1])
+    draw, work = TrainingDraw.of(TINY, seed=0), output / "work"
+    pretrain_clip(draw, TINY, output, work, 0)
+    vae = AutoencoderKL.from_pretrained(pretrain_vae(draw, TINY, work, 0))
+    print(pretrain_denoiser(draw, vae, TINY, output, work, 0, "epsilon"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -68,15 +68,19 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
         another image's, for the same latents (sampled, as DCR does), noise and timesteps; `noise_mse/empty-full` and
         `/wrong-empty` with their standard errors.
     """
-    denoiser = FrozenDenoiser.from_pretrained(str(folder), torch.float32)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    denoiser = FrozenDenoiser.from_pretrained(str(folder), torch.float32).to(device)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+    nn.Module.to(text_encoder, device)
     scenes = [sample_scene(draw, _SCENES_FROM + index, seed) for index in range(count)]
     pixels = draw_scenes(scenes, denoiser.vae.config["sample_size"], "scenes for the denoiser")
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).to(device)
     captions = [full_caption(scene) for scene in scenes]
     said = {"full": captions, "empty": [""] * count, "wrong": captions[1:] + captions[:1]}
-    words = {name: text_encoder(tokenize(tokenizer, texts)).last_hidden_state for name, texts in said.items()}
+    words = {
+        name: text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state for name, texts in said.items()
+    }
     # Two, of other seeds: noise must not be what the latents were sampled with.
     generator, sampling = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     factor = denoiser.vae.config["scaling_factor"]
@@ -90,8 +94,8 @@ def measure_denoiser(folder: Path, draw: str = "dev", count: int = 2000, seed: i
         decoded = denoiser.decode(posterior.mode() * factor)
         errors["vae"].append((2 * (decoded - images[rows])).square().mean((1, 2, 3)))
         latents = posterior.sample(sampling) * factor
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(1000, (len(latents),), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        timesteps = torch.randint(1000, (len(latents),), generator=generator).to(device)
         noisy = denoiser.add_noise(latents, noise, timesteps)
         for name in said:
             # A caption is a condition too: what it adds to the empty prompt, token by token.

@@ -1,5 +1,6 @@
 """Pretraining of the miniature's models: what each part learns from, and the folders that come of it."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -122,22 +124,39 @@ def pretrain_vae(draw: TrainingDraw, size: Size, work: Path, seed: int) -> Path:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """The mean latents (N, 4, h, w) of images in [0, 1], not scaled."""
-    vae.eval()
-    device = next(vae.parameters()).device
+    """The mean latents (N, 4, h, w) of images in [0, 1], not scaled; on a GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(vae, device).eval()
     parts = [vae.encode(part.to(device) * 2 - 1).latent_dist.mode().cpu() for part in images.split(256)]
     return torch.cat(parts)
+
+
+def all_latents(draw: TrainingDraw, vae: AutoencoderKL, work: Path) -> Tensor:
+    """The scaled mean latents (N, 4, h, w) of all images. Encoded once: they stay in `work` for other prediction types
+    and for a call that resumes."""
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in vae.state_dict().values())
+    file = work / f"latents-{hashlib.sha256(weights).hexdigest()[:16]}.safetensors"
+    if not file.is_file():
+        starts = range(0, len(draw.scenes), 1024)  # as pixels in float32 all of them would take gigabytes
+        latents = torch.cat([encode(vae, draw.images(slice(start, start + 1024))) for start in starts])
+        partial = file.with_suffix(".partial")
+        work.mkdir(parents=True, exist_ok=True)
+        with writing(partial, needed=latents.nbytes, remedy="Make room"):
+            save_file({"latents": latents.contiguous()}, partial)
+        partial.replace(file)
+    latents = load_file(file)["latents"].to(memory_format=torch.channels_last)  # as they come from the VAE
+    return latents * vae.config["scaling_factor"]
 
 
 def pretrain_denoiser(
     draw: TrainingDraw, vae: AutoencoderKL, size: Size, output: Path, work: Path, seed: int, prediction_type: str
 ) -> Path:
-    """UNet and text encoder on the latents of all images, computed once. Returns the Stable Diffusion folder."""
+    """UNet and text encoder on the latents of all images. Returns the Stable Diffusion folder."""
     folder = output / DENOISER_FOLDERS[prediction_type]
     if folder.is_dir():
         return folder
     tokenizer = models.make_tokenizer()
-    latents = encode(vae, draw.images(slice(None))) * vae.config["scaling_factor"]
+    latents = all_latents(draw, vae, work)
     words = tokenize(tokenizer, [full_caption(scene) for scene in draw.scenes])
     silent = np.random.default_rng((seed, _CAPTION_KEY, 1)).uniform(size=len(words)) < NO_CAPTION
     words[torch.from_numpy(silent)] = tokenize(tokenizer, [""])

@@ -60,6 +60,23 @@ def test_latents_have_unit_variance(pretrained, draw):
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
 
 
+def test_images_are_encoded_once_for_all_prediction_types(pretrained, draw, tiny_size, tmp_path, monkeypatch):
+    folder, encode, calls, learnt = pretrained / "work" / "vae-finished", pretrain.encode, [], []
+    monkeypatch.setattr(pretrain, "encode", lambda vae, images: calls.append(len(images)) or encode(vae, images))
+    monkeypatch.setattr(pretrain, "fit", lambda module, data, *_: learnt.append(data.make([0, 7])["latents"]))
+    for kind in models.PREDICTION_TYPES:
+        vae = AutoencoderKL.from_pretrained(folder)
+        pretrain.pretrain_denoiser(draw, vae, tiny_size, tmp_path, tmp_path / "work", 0, kind)
+    assert sum(calls) == len(draw.scenes)
+    vae = AutoencoderKL.from_pretrained(folder)
+    expected = (encode(vae, draw.images(slice(None))) * vae.config.scaling_factor)[[0, 7]]
+    assert len(learnt) == 2 and all(torch.equal(found, expected) for found in learnt)
+    # Another VAE's latents are others.
+    with torch.no_grad():
+        vae.quant_conv.bias.add_(1)
+    assert not torch.equal(pretrain.all_latents(draw, vae, tmp_path / "work")[[0, 7]], expected)
+
+
 class Interrupted(Exception):
     pass
 
