@@ -1,9 +1,10 @@
 """A run of both stages through its command line; another that is killed and resumed; are their weights the same?
 
-    python benchmarks/gpu/interrupted.py --work WORK --output_dir OUT [--tiny]
+    python benchmarks/gpu/interrupted.py --work WORK --output_dir OUT [--exact] [--tiny]
 
 needs WORK/models, as make_models.py makes them. SIGTERM in stage 1 has to end with code 75 and a checkpoint, SIGKILL
 in stage 2 with what was saved before. A second run that nothing disturbs says what two runs differ by on this device.
+With --exact, torch's algorithms are deterministic and the chunks are fixed: every bit should then be the same.
 """
 
 import argparse
@@ -23,10 +24,10 @@ KILLS = (("stage1", signal.SIGTERM), ("stage2", signal.SIGKILL))
 
 
 class Runs:
-    """The same command into several folders below `work`; what was found is in `output_dir`/interrupted.json."""
+    """The same command into several folders below `work`; what was found is in a JSON file of the results."""
 
-    def __init__(self, where: Where):
-        self.where = where
+    def __init__(self, where: Where, exact: bool):
+        self.where, self.name = where, "interrupted_exact" if exact else "interrupted"
         self.found: dict[str, Any] = {}
         steps, batch, workers = (3, 2, 0) if where.tiny else (20, 16, 4)
         models = where.work / "models"
@@ -43,20 +44,20 @@ class Runs:
             "--per_device_train_batch_size": batch,
             "--shuffle_buffer": 100,
             "--dataloader_num_workers": workers,
-        }
+        } | ({"--full_determinism": "true", "--pair_chunk_size": 32} if exact else {})
         recipe = [*where.launch, str(ROOT / "recipes" / "openai_vitl.py")]
         self.command = [sys.executable, *recipe, *(str(word) for pair in options.items() for word in pair)]
 
     def keep(self, name: str, value: Any) -> None:
         self.found[name] = value
         text = json.dumps(self.found, indent=1) + "\n"
-        (self.where.output / "interrupted.json").write_text(text, encoding="utf-8")
+        (self.where.output / f"{self.name}.json").write_text(text, encoding="utf-8")
         print(name, value, flush=True)
 
     def run(self, name: str, kill: tuple[str, int] | None = None) -> dict:
         """To the end, or until a checkpoint of the stage is complete; then the signal goes to the training process."""
         folder, begun = self.where.work / name, time.perf_counter()
-        with (self.where.logs / f"1-interrupted-{name}.log").open("a", encoding="utf-8") as log:
+        with (self.where.logs / f"{self.name}-{name}.log").open("a", encoding="utf-8") as log:
             command = [*self.command, "--output_dir", str(folder)]
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             while process.poll() is None:
@@ -95,9 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--exact", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    runs = Runs(Where(options.output_dir, options.work, options.tiny))
+    runs = Runs(Where(options.output_dir, options.work, options.tiny), options.exact)
     for name in ("undisturbed", "killed", "again"):  # of an earlier call
         shutil.rmtree(options.work / name, ignore_errors=True)
     runs.keep("undisturbed", runs.run("undisturbed"))
@@ -110,7 +112,7 @@ def main() -> None:
         runs.keep(f"{signal.Signals(number).name} in {stage}", runs.run("killed", (stage, number)))
     runs.keep("resumed", runs.run("killed"))
     runs.keep("killed and resumed against undisturbed", runs.compare("undisturbed", "killed"))
-    if not options.tiny:
+    if not (options.tiny or options.exact):
         runs.keep("again undisturbed", runs.run("again"))
         runs.keep("again undisturbed against undisturbed", runs.compare("undisturbed", "again"))
 

@@ -106,7 +106,7 @@ def _write(where: Where, number: int, rows: list[dict]) -> None:
             lines += ["", f"## {row['step']}", "", table.read_text(encoding="utf-8").strip()]
     (where.output / f"pass{number}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with tarfile.open(where.output / f"logs{number}.tgz", "w:gz") as archive:
-        for log in sorted(where.logs.glob(f"{number}-*.log")):
+        for log in sorted(where.logs.glob("*.log")):
             archive.add(log, log.name)
 
 

@@ -66,7 +66,7 @@ def test_contact(run, tmp_path):
     page = (output / "pass1.md").read_text()
     assert "| interrupted | ok |" in page and "## attention" in page
     with tarfile.open(output / "logs1.tgz") as logs:
-        assert {"1-parity.log", "1-interrupted-killed.log"} <= set(logs.getnames())
+        assert {"1-parity.log", "interrupted-killed.log"} <= set(logs.getnames())
 
 
 def test_steps_and_sizes(run, tmp_path):
