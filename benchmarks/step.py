@@ -10,7 +10,7 @@ with clipping and the optimizer. The released manner differs in its loss alone, 
 
     checkpointing    of the encoder
     contiguous       the UNet not in channels-last
-    cudnn, flash, efficient    this attention kernel alone
+    cudnn, flash, efficient    this attention kernel, and plain attention where it cannot
     loader           images from shards, decoded by worker processes
     profile          also where the time goes, by kind of kernel
 
@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4 if cuda else 1, help="of the loader")
     parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--compile_backend", default="inductor", help="aot_eager runs where there is no compiler")
-    parser.add_argument("--compile_mode", help="such as reduce-overhead")
+    parser.add_argument("--compile_mode", help="such as max-autotune-no-cudagraphs")
     parser.add_argument("--sweep", action="store_true", help="also over chunk sizes and over B, with a plot")
     return parser.parse_args(arguments)
 

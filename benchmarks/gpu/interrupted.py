@@ -45,8 +45,8 @@ class Runs:
             "--shuffle_buffer": 100,
             "--dataloader_num_workers": workers,
         } | ({"--full_determinism": "true", "--pair_chunk_size": 32} if exact else {})
-        recipe = [*where.launch, str(ROOT / "recipes" / "openai_vitl.py")]
-        self.command = [sys.executable, *recipe, *(str(word) for pair in options.items() for word in pair)]
+        recipe = str(ROOT / "recipes" / "openai_vitl.py")  # not by accelerate's launcher, which has its own exit code
+        self.command = [sys.executable, recipe, *(str(word) for pair in options.items() for word in pair)]
 
     def keep(self, name: str, value: Any) -> None:
         self.found[name] = value
@@ -55,7 +55,7 @@ class Runs:
         print(name, value, flush=True)
 
     def run(self, name: str, kill: tuple[str, int] | None = None) -> dict:
-        """To the end, or until a checkpoint of the stage is complete; then the signal goes to the training process."""
+        """To the end, or until a checkpoint of the stage is complete: then it gets the signal."""
         folder, begun = self.where.work / name, time.perf_counter()
         with (self.where.logs / f"{self.name}-{name}.log").open("a", encoding="utf-8") as log:
             command = [*self.command, "--output_dir", str(folder)]
@@ -63,8 +63,7 @@ class Runs:
             while process.poll() is None:
                 time.sleep(0.1)
                 if kill is not None and list((folder / kill[0]).glob("checkpoint-*/complete.json")):
-                    training = next(iter(_children(process.pid)), process.pid) if self.where.launch else process.pid
-                    subprocess.run(["kill", f"-{int(kill[1])}", str(training)], check=False)
+                    process.send_signal(kill[1])
                     kill = None
         return {"exit": process.returncode, "seconds": round(time.perf_counter() - begun, 1)}
 
@@ -83,13 +82,6 @@ class Runs:
         distances = [((x - y).norm() / x.norm().clamp(min=1e-12)).item() for x, y in pairs]
         same = sum(bool((a[name] == b[name]).all()) for name in a)
         return {"tensors": len(a), "equal to the last bit": same, "largest relative distance": max(distances)}
-
-
-def _children(pid: int) -> list[int]:
-    """Of a process, by Linux's own list: the launcher starts the training as its child."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    commands = {int(child): Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8") for child in listed}
-    return [child for child, command in commands.items() if "recipes/" in command]
 
 
 def main() -> None:

@@ -52,9 +52,10 @@ def save_stable_diffusion(folder: Path, size: Size, words: CLIPTokenizer, dtype:
         layers_per_block=size.layers_a_block,
         latent_channels=4,
     )
-    scheduler = PNDMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, skip_prk_steps=True
-    )
+    with torch.device("cpu"):
+        scheduler = PNDMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, skip_prk_steps=True
+        )
     text_encoder = CLIPTextModel(CLIPTextConfig(**text_options(words, size.condition, size.text_layers)))
     pipeline: Any = StableDiffusionPipeline(
         unet=random_unet(size, dtype),

@@ -3,6 +3,7 @@
 import json
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,24 @@ def test_what_fails_is_a_line_and_the_others_run(run, tmp_path, monkeypatch):
     assert "| broken | failed with 1 |" in (output / "pass1.md").read_text()
     assert run.main(["1", "--output_dir", str(output), "--seconds", "0"]) == 1
     assert {row["result"] for row in result(output / "pass1.json")} == {"no time left"}
+
+
+def test_wheels_are_installed_without_a_network_and_found(run, tmp_path, monkeypatch):
+    wheel = tmp_path / "wheels" / "brought_along-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("brought_along.py", "answer = 42")
+        archive.writestr(
+            "brought_along-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: brought-along\nVersion: 1\n"
+        )
+        archive.writestr("brought_along-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("brought_along-1.dist-info/RECORD", "")
+    steps = [run.Step("found", 60, ["-c", "import brought_along, sys; sys.exit(brought_along.answer)"])]
+    monkeypatch.undo()
+    monkeypatch.setitem(run.PASSES, 1, lambda where: steps)
+    assert run.main(["1", "--output_dir", str(tmp_path / "gpu"), "--wheels", str(wheel.parent)]) == 1
+    rows = result(tmp_path / "gpu" / "pass1.json")
+    assert [(row["step"], row["exit"]) for row in rows] == [("wheels", 0), ("found", 42)]
 
 
 def test_every_pass_names_files_that_exist(run, tmp_path):
