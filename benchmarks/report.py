@@ -101,36 +101,31 @@ def plot_sweep(path: Path, swept: list[dict], facts: dict) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    done = [row for row in swept if not row["failed"]]
-    batch = int(facts["batch"])
+    chunks, batches = sweep_lines(swept, int(facts["batch"]))
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     quantities = [("seconds", 1, "s a step"), ("peak_bytes", GIB, "peak GiB")]
     for line, (quantity, unit, label) in enumerate(quantities):
         left, right = axes[line]
-        chunks = {row["chunk"]: row for row in done if row["name"] == "ours" and row["batch"] == batch}
-        names = sorted(chunks, key=lambda chunk: int(chunk) or 10**9)
-        left.plot(
-            [name.replace("0", "all") if name == "0" else name for name in names],
-            [chunks[name][quantity] / unit for name in names],
-            "o-",
-            color="C0",
-        )
+        left.plot(list(chunks), [row[quantity] / unit for row in chunks.values()], "o-", color="C0")
         left.set(ylabel=label, xlabel="pairs a chunk" if line else "", ylim=0)
-        for color, (name, chunk, title) in enumerate(
-            [
-                ("ours", "0", "ours, all at once"),
-                ("ours", "32", "ours, chunks of 32"),
-                ("released manner", "-", "released manner"),
-            ]
-        ):
-            points = {
-                row["batch"]: row[quantity] / unit for row in done if (row["name"], row["chunk"]) == (name, chunk)
-            }
-            right.plot(sorted(points), [points[b] for b in sorted(points)], "o-", color=f"C{color}", label=title)
+        for color, (title, rows) in enumerate(batches.items()):
+            right.plot(
+                list(rows), [row[quantity] / unit for row in rows.values()], "o-", color=f"C{color}", label=title
+            )
         right.set(xlabel="B, images" if line else "", ylim=0)
-    axes[0, 0].set_title(f"B = {batch}")
+    axes[0, 0].set_title(f"B = {facts['batch']}")
     axes[0, 1].set_title("over the batch size")
     axes[0, 1].legend()
     figure.suptitle(_describe(facts), fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def sweep_lines(swept: list[dict], batch: int) -> tuple[dict[str, dict], dict[str, dict[int, dict]]]:
+    """Rows that did not fail: of our steps with `batch` images by chunk size; of three ways by B, each in order."""
+    done = [row for row in swept if not row["failed"]]
+    ours = {int(row["chunk"]): row for row in done if row["chunk"] != "-" and row["batch"] == batch}
+    chunks = {str(chunk or "all"): ours[chunk] for chunk in sorted(ours, key=lambda chunk: chunk or 10**9)}
+    ways = {"ours, all at once": "0", "ours, chunks of 32": "32", "released manner": "-"}
+    of_way = {title: {row["batch"]: row for row in done if row["chunk"] == chunk} for title, chunk in ways.items()}
+    return chunks, {title: dict(sorted(rows.items())) for title, rows in of_way.items()}

@@ -74,6 +74,26 @@ def test_rows_are_saved_as_they_are_made(step, tmp_path, monkeypatch):
     assert row["failed"] is None and row["seconds"] > 0
 
 
+def test_what_failed_is_not_drawn_and_the_others_are_in_order(step, tmp_path):
+    from report import plot_sweep, sweep_lines
+
+    runs = [("8", 4), ("0", 4), ("32", 4), ("-", 4), ("0", 2), ("32", 2), ("-", 2), ("64", 4)]
+    rows = [{"chunk": chunk, "batch": batch, "failed": None, "seconds": 1, "peak_bytes": 2} for chunk, batch in runs]
+    rows[3]["failed"] = "out of memory"
+    chunks, batches = sweep_lines(rows, 4)
+    assert [*chunks] == ["8", "32", "64", "all"]
+    assert {title: [*points] for title, points in batches.items()} == {
+        "ours, all at once": [2, 4],
+        "ours, chunks of 32": [2, 4],
+        "released manner": [2],
+    }
+    facts = dict.fromkeys(
+        ("device", "dtype", "torch", "diffusers", "transformers", "sd", "encoder", "image_size"), "x"
+    )
+    plot_sweep(tmp_path / "step.png", rows, facts | {"batch": "4"})
+    assert (tmp_path / "step.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("text", ["all+fast", "some"])
 def test_an_unknown_way_is_refused(step, text, capsys):
     with pytest.raises(SystemExit):
