@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from transformers import (
-    AutoImageProcessor,
     CLIPModel,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -13,6 +12,9 @@ from transformers import (
     SiglipModel,
     SiglipVisionModel,
 )
+
+# Not from transformers itself, which in 5.17 gives one that raises an error where torchvision is not installed.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from dcr_hf.errors import NotFoundError, UserError, as_user_error
 from dcr_hf.hub import check_weights, file_names, local_folder

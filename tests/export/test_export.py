@@ -7,13 +7,13 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     CLIPModel,
     CLIPVisionModel,
     SiglipModel,
     SiglipVisionModel,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from dcr_hf import export_encoder
 from dcr_hf.export import ExportError, export_folders, export_run

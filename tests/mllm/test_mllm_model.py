@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from dcr_hf.mllm.benchmarks import read_benchmarks
 from dcr_hf.mllm.model import Llava, ModelError

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from dcr_hf.models.condition import ConditionModel
 from dcr_hf.models.encoder import ImageEncoder

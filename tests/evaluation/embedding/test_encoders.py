@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
+from transformers import AutoTokenizer, CLIPVisionModel, SiglipVisionModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from dcr_hf.evaluation.embedding.encoders import PretrainedEncoder
 from dcr_hf.models.families import FAMILIES
