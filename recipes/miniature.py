@@ -18,14 +18,14 @@ RECIPE = Recipe(
     train_data="out/miniature/scenes/train",
     stage1_max_steps=600,
     stage1_learning_rate=1e-3,
-    stage2_max_steps=300,
+    stage2_max_steps=600,
     stage2_learning_rate=3e-4,
 )
 
 TRAINING = {
     "objective": "reconstruction",
     "gradient_accumulation_steps": 1,
-    "save_steps": 50,
+    "save_steps": 100,
     "dataloader_num_workers": 1,
 }
 
