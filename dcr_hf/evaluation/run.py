@@ -17,6 +17,8 @@ from dcr_hf.evaluation.scoring.results import Results, merge, slug, write_rows
 from dcr_hf.evaluation.scoring.scores import Scored
 from dcr_hf.models.float32 import full_float32
 
+DECODED = 2**30  # bytes of decoded images that are held while several encoders are measured
+
 
 @full_float32()
 def execute(
@@ -34,11 +36,12 @@ def execute(
     Each process embeds a share of the images. The main process does the rest; the others return None.
     """
     state, plans = PartialState(), prepared.plans
-    embedder = DiskEmbedder(cache_dir, batch_size, workers)
+    embedder = DiskEmbedder(cache_dir, batch_size, workers, keep=DECODED if len(prepared.encoders) > 1 else 0)
     for encoder in prepared.encoders:
         for data in {plan.data.title: plan.data for plan in plans if plan.encoder is encoder}.values():
             embedder.embed(encoder, data)
         encoder.release()
+    embedder.forget()
     if not state.is_main_process:
         return None
     results = Results(encoders={encoder.name: encoder.identity for encoder in prepared.encoders})

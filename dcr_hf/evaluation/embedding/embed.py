@@ -77,10 +77,20 @@ class DiskEmbedder:
     """Embeds sets of images with checkpoints, once: cached below `cache_dir` for later runs and metrics.
 
     Each process embeds its share of the missing chunks; all must share one `cache_dir`.
+
+    Args:
+        keep: bytes of decoded images to hold until `forget`, for other encoders with the same image processor: small
+            images cost more to decode than to embed.
     """
 
-    def __init__(self, cache_dir: Path, batch_size: int = 64, workers: int = 2):
+    def __init__(self, cache_dir: Path, batch_size: int = 64, workers: int = 2, keep: int = 0):
         self.cache_dir, self.batch_size, self.workers = cache_dir, batch_size, workers
+        self._room = keep
+        self._decoded: dict[tuple, list[Tensor]] = {}
+
+    def forget(self) -> None:
+        """Free the decoded images."""
+        self._decoded.clear()
 
     def embed(self, encoder: PretrainedEncoder, data: ImageSet) -> None:
         """Complete the store of (encoder, data); every process calls it."""
@@ -117,7 +127,7 @@ class DiskEmbedder:
         )
         waiting: dict[str, np.ndarray] = {}
         with bar:
-            for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
+            for pixels in self._pixels(encoder, data, rows):
                 for kind, values in encoder.embed_images(pixels).items():
                     if not np.isfinite(values).all():
                         raise UserError(f"encoder {encoder.name}: {kind} overflows {encoder.dtype}; try float32.")
@@ -127,6 +137,23 @@ class DiskEmbedder:
                     chunk = mine.pop(0)
                     store.write(chunk, {kind: values[: len(chunk)] for kind, values in waiting.items()})
                     waiting = {kind: values[len(chunk) :] for kind, values in waiting.items()}
+
+    def _pixels(self, encoder: PretrainedEncoder, data: ImageSet, rows: np.ndarray) -> Iterator[Tensor]:
+        """As `pixel_batches`, from memory where they were kept for an encoder before."""
+        processing = (encoder.identity["processor"], encoder.identity.get("preprocess"), encoder.processor.image_size)
+        which = (*processing, data.title, data.revision, rows.tobytes())
+        if which in self._decoded:
+            yield from self._decoded[which]
+            return
+        size = len(rows) * 3 * encoder.processor.image_size**2
+        kept: list[Tensor] | None = [] if size <= self._room else None
+        self._room -= size if kept is not None else 0
+        for pixels in pixel_batches(data.images, encoder.preprocess, rows, self.batch_size, self.workers):
+            if kept is not None:
+                kept.append(pixels)
+            yield pixels
+        if kept is not None:  # complete: whoever stops halfway leaves nothing
+            self._decoded[which] = kept
 
     def embeddings(self, encoder: PretrainedEncoder, data: ImageSet) -> "DiskEmbeddings":
         """The embeddings that `embed` completed."""

@@ -177,3 +177,25 @@ def test_remember_computes_once(tmp_path):
     for _ in range(2):
         np.testing.assert_array_equal(remember(tmp_path / "d" / "x.npy", compute), np.arange(3))
     assert calls == [1]
+
+
+def test_images_are_decoded_once_for_encoders_with_the_same_processor(clip_folder, siglip_folder, tmp_path, reference):
+    images = Photographs(contents())
+    data = image_set(images)
+
+    def read_by(embedder, *encoders):
+        images.seen.clear()
+        for encoder in encoders:
+            embedder.embed(encoder, data)
+        return len(images.seen)
+
+    first, second = (PretrainedEncoder(name, str(clip_folder), dtype=name) for name in ("float32", "bfloat16"))
+    embedder = DiskEmbedder(tmp_path, workers=0, keep=2**24)
+    assert read_by(embedder, first, second) == COUNT
+    found = [np.array(embedder.embeddings(encoder, data).images("projected")) for encoder in (first, second)]
+    np.testing.assert_allclose(found[0], reference, rtol=1e-4, atol=1e-5)
+    assert 0 < np.abs(found[1] - reference).max() < 0.1
+    assert read_by(embedder, PretrainedEncoder("siglip", str(siglip_folder))) == COUNT  # other pixels
+    embedder.forget()
+    assert read_by(embedder, PretrainedEncoder("e", str(clip_folder), dtype="float16")) == COUNT
+    assert read_by(DiskEmbedder(tmp_path / "small", workers=0, keep=100), first, second) == 2 * COUNT
