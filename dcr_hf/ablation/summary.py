@@ -99,16 +99,20 @@ def _verdict(spread: Spread) -> str:
 
 
 def markdown(found: list[dict]) -> str:
-    """Two tables: the variants, and the paper's claims. Values in percent, differences in points."""
+    """Two tables: the variants, and the paper's claims. The original's values in percent, else changes in points."""
     runs = by_variant(found)
     titles = list(found[0]["measured"])
     seeds = len(dict.fromkeys(each["seed"] for each in found))
-    header = ["", "steps; moved", *(part for title in titles for part in (title, "change (95 %), seeds beyond noise"))]
+    header = ["", "steps; moved", *titles]
     lines = [markdown_line([*header, "noise MSE own / other, stage 1"]), markdown_line(["---"] * (len(header) + 1))]
     for variant, each in runs.items():
-        cells = [cell for title in titles for cell in _cells(variant, each, title)]
+        cells = [_cell(variant, each, title) for title in titles]
         lines.append(markdown_line([variant, _chosen(each), *cells, _fidelity(each)]))
-    lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+    over = f"over {seeds} seeds: mean and deviation" if seeds > 1 else "with one seed"
+    told = (
+        f"The first row has values in percent ({over}), the others changes in points against it, their 95 % interval"
+    )
+    lines += ["", f"{told}, and in how many seeds the change was beyond noise by itself, up and down.", ""]
     judged = verdicts(found)
     if judged:
         lines += [markdown_line(["the paper says", "here", "difference (95 %)"]), markdown_line(["---"] * 3)]
@@ -124,14 +128,13 @@ def _chosen(runs: list[dict]) -> str:
     return f"{steps}; {np.mean([each['moved'] for each in runs]):.3f}"
 
 
-def _cells(variant: str, runs: list[dict], title: str) -> list[str]:
-    spread = value(runs, title)
-    shown = f"{100 * spread.mean:.1f}" + ("" if np.isnan(spread.deviation) else f" ± {100 * spread.deviation:.1f}")
+def _cell(variant: str, runs: list[dict], title: str) -> str:
     if variant == ORIGINAL:
-        return [shown, ""]
+        spread = value(runs, title)
+        return f"{100 * spread.mean:.1f}" + ("" if np.isnan(spread.deviation) else f" ± {100 * spread.deviation:.1f}")
     moved = change(runs, title)
     points = _points(moved.over_seeds._replace(low=moved.low, high=moved.high))
-    return [shown, f"{points}, {moved.better}↑ {moved.worse}↓ of {moved.seeds}"]
+    return f"{points}, {moved.better}↑ {moved.worse}↓"
 
 
 def _points(spread: Spread) -> str:

@@ -42,7 +42,7 @@ def test_over_seeds_the_interval_is_students():
     alone = [outcome("dcr", 0, 0.4, -0.1, 0.001, low=-0.15, high=-0.05)]
     assert summary.change(alone, P_ABILITY)[1:] == (-0.15, -0.05, 0, 1, 1)
     line = summary.markdown(alone).splitlines()[2]
-    assert line.startswith("| dcr |  | 40.0 | -10.0 (-15.0 to -5.0), 0↑ 1↓ of 1 |") and "| 0.200 / 0.300 |" in line
+    assert line.startswith("| dcr |  | -10.0 (-15.0 to -5.0), 0↑ 1↓ | -10.0 (") and "| 0.200 / 0.300 |" in line
 
 
 def test_a_claim_holds_is_contradicted_or_drowns_in_noise():
