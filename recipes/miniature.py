@@ -26,6 +26,7 @@ TRAINING = {
     "objective": "reconstruction",
     "gradient_accumulation_steps": 1,
     "save_steps": 100,
+    "logging_steps": 25,
     "dataloader_num_workers": 1,
 }
 

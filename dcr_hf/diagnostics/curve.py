@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -127,9 +128,10 @@ def draw(points: Sequence[Point]) -> Figure:
             axes.plot(moved, changes, "o-", color=color, ms=4, lw=1.5, label=title)
             axes.plot(chosen.moved, 100 * chosen.measured[title]["change"], "o", mfc="none", color=color, ms=11)
         for point in points:
-            where = (point.moved, 0)
-            axes.annotate(f"{point.step}", where, xytext=(0, 3), textcoords="offset points", fontsize=8, ha="center")
-        axes.set_xlabel("distance moved (mean 1 - cosine); numbers: steps")
+            top: Any = ("data", "axes fraction")
+            where = {"xycoords": top, "xytext": (0, 3), "textcoords": "offset points"}
+            axes.annotate(f"{point.step}", (point.moved, 1), fontsize=8, ha="center", **where)
+        axes.set_xlabel("distance moved (mean 1 - cosine); on top: steps")
         axes.set_ylabel("change, points (95 %)")
         axes.grid(color=FAINT, lw=0.6)
         axes.legend(frameon=False)

@@ -6,30 +6,32 @@ import tarfile
 import numpy as np
 
 from dcr_hf.data.sources import find_source
-from dcr_hf.data.stream import TrainingImages
+from dcr_hf.data.stream import LANES, TrainingImages
 from dcr_hf.evaluation.readers.decode import decode_image
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES, read_mmvp
 from dcr_hf.evaluation.readers.shards import read_labeled
 from dcr_hf.miniature.drawing import render
 from dcr_hf.miniature.layouts import (
     PAIRS,
+    TRAINING_IMAGES,
     pairs,
     write_benchmarks,
     write_labeled,
     write_pairs,
     write_training_shards,
 )
-from dcr_hf.miniature.scenes import ATTRIBUTES, SHAPES, sample_scene
+from dcr_hf.miniature.scenes import ATTRIBUTES, FINE_CLASSES, SHAPES, sample_scene
 
 
 def test_training_shards_are_read_as_cc3m(tmp_path):
-    write_training_shards(tmp_path / "a", "train", 1030, 32)
-    write_training_shards(tmp_path / "b", "train", 1030, 32)
-    assert [path.name for path in sorted((tmp_path / "a").glob("*.tar"))] == ["00000.tar", "00001.tar"]
+    write_training_shards(tmp_path / "a", "train", 230, 32)
+    write_training_shards(tmp_path / "b", "train", 230, 32)
+    assert [path.name for path in sorted((tmp_path / "a").glob("*.tar"))] == ["00000.tar", "00001.tar", "00002.tar"]
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     source = find_source(str(tmp_path / "a"))
-    assert source.images == 1030
+    assert source.images == 230
+    assert TRAINING_IMAGES / 100 >= LANES  # no lane reads a shard for a part of it
     images = TrainingImages(source, 32, 4, rank=0, world_size=1)
     first = next(iter(images))
     assert first["image"].shape == (3, 32, 32)
@@ -77,7 +79,7 @@ def test_the_pair_folder_is_mmvps(tmp_path):
 
 def test_labelled_sets_share_images_and_differ_in_labels(tmp_path):
     names = write_labeled(tmp_path, "scene", "test", {"train": 30, "test": 40}, 32)
-    assert names == ["scene_shape", *(f"scene_{attribute.name}" for attribute in ATTRIBUTES)]
+    assert names == ["scene_shape", "scene_fine", *(f"scene_{attribute.name}" for attribute in ATTRIBUTES)]
     shape = read_labeled("scene_shape", None, tmp_path)
     assert list(shape.class_names) == list(SHAPES)
     scenes = [sample_scene("test", index) for index in range(40)]
@@ -85,7 +87,11 @@ def test_labelled_sets_share_images_and_differ_in_labels(tmp_path):
     color = read_labeled("scene_color", None, tmp_path)
     colors = ATTRIBUTES[5].values
     assert [colors[label] for label in color.labels] == [scene.color for scene in scenes]
-    assert shape.images.read(7) == color.images.read(7)
+    fine = read_labeled("scene_fine", None, tmp_path)
+    assert list(fine.class_names) == list(FINE_CLASSES) and len(set(FINE_CLASSES)) == 5 * 3 * 8
+    named = [f"{scene.color} {scene.structure} {scene.shape}" for scene in scenes]
+    assert [FINE_CLASSES[label] for label in fine.labels] == named == [scene.fine for scene in scenes]
+    assert shape.images.read(7) == color.images.read(7) == fine.images.read(7)
     assert (np.asarray(decode_image(color.images.read(7), "")) == np.asarray(render(scenes[7]))).all()
 
 
@@ -104,7 +110,7 @@ def test_whole_data_is_not_drawn_twice_and_half_of_it_again(tmp_path):
     assert len(read_mmvp("MMVP_VLM", None, root).pairs) == 135
     assert len(read_mmvp(PAIRS, None, root).pairs) == 9
     mark = json.loads((root / "scenes.json").read_text())
-    assert mark == {"draw": "dev", "size": 32, "seed": 0, "pairs": 1, "train": 8, "test": 8}
+    assert mark == {"draw": "dev", "size": 32, "seed": 0, "pairs": 1, "train": 8, "test": 8, "classes": 120}
     (root / PAIRS / "Questions.csv").unlink()
     write_benchmarks(root, "dev", 32, **numbers)
     assert not (root / PAIRS / "Questions.csv").is_file()

@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dcr_hf.evaluation.readers.mmvp import CATEGORIES
-from dcr_hf.miniature.captions import coarse_caption, describe, full_caption
+from dcr_hf.miniature.captions import NAMED_WITH_FINE_CLASSES, coarse_caption, describe, full_caption
 from dcr_hf.miniature.drawing import render
-from dcr_hf.miniature.models import MAX_TOKENS, make_tokenizer
+from dcr_hf.miniature.models import CLIP_FOLDERS, MAX_TOKENS, make_tokenizer
 from dcr_hf.miniature.scenes import ATTRIBUTES, DRAWS, SHAPES, sample_scene
 
 
@@ -105,3 +107,15 @@ def test_coarse_captions_name_attributes_as_rarely_as_they_are_told_to():
     said = [coarse_caption(scene, random, {"color": 0.3, "count": 0.0}) for _ in range(2000)]
     assert 0.26 < np.mean(["blue" in caption for caption in said]) < 0.34
     assert not any("dot" in caption for caption in said)
+
+
+def test_captions_of_fine_classes_always_name_them(pretrained):
+    random = np.random.default_rng(0)
+    scenes = [sample_scene("train", index) for index in range(200)]
+    told = [coarse_caption(scene, random, NAMED_WITH_FINE_CLASSES) for scene in scenes]
+    assert all(scene.fine in caption for scene, caption in zip(scenes, told, strict=True))
+    assert len({scene.fine for scene in scenes}) > 80
+    plain = [coarse_caption(scene, random) for scene in scenes]
+    assert sum(scene.fine in caption for scene, caption in zip(scenes, plain, strict=True)) < 40
+    coarse, fine = (load_file(pretrained / folder / "model.safetensors") for folder in CLIP_FOLDERS.values())
+    assert coarse.keys() == fine.keys() and not torch.equal(coarse["logit_scale"], fine["logit_scale"])
