@@ -173,8 +173,8 @@ def table(costs: Costs, others: dict[str, float]) -> str:
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     for name, operations in others.items():
         lines.append(f"| {name} | {operations / 1e12:.2f} | | {1e3 * operations / costs.rate:.0f} | |")
-    whole = total[0] + sum(others.values())
-    lines.append(f"| the step | {whole / 1e12:.1f} | | {1e3 * whole / costs.rate:.0f} | |")
+    operations = total[0] + sum(others.values())
+    lines.append(f"| the step | {operations / 1e12:.1f} | | {1e3 * operations / costs.rate:.0f} | |")
     return "\n".join(lines) + "\n"
 
 

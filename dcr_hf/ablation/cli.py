@@ -19,8 +19,15 @@ from dcr_hf.errors import OneLineParser, UserError, as_user_error, exit_on_user_
 from dcr_hf.evaluation.plan import prepare
 from dcr_hf.evaluation.scoring.results import write_text, writes_to
 from dcr_hf.files import user_path
-from dcr_hf.miniature.hard_pairs import ALIKE, BLIND, write_hard_pairs
-from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
+from dcr_hf.miniature.hard_pairs import ALIKE, BLIND, POOL, write_hard_pairs
+from dcr_hf.miniature.layouts import (
+    FOR_CHECKPOINTS,
+    PAIRS,
+    TRAINING_IMAGES,
+    TRAINING_SEED,
+    write_benchmarks,
+    write_training_shards,
+)
 from dcr_hf.miniature.models import CLIP_FOLDER, DENOISER_FOLDERS, SHIPPED, SIZES
 from dcr_hf.miniature.scenes import DRAWS
 from dcr_hf.models.families import check_encoder
@@ -28,18 +35,13 @@ from dcr_hf.models.families import check_encoder
 # What the miniature's scenes are measured by.
 BENCHMARKS = [f"mmvp_vlm:{PAIRS}", "clustering:scene_shape", "zeroshot:scene_shape"]
 _SIZE = SIZES["mini"].image_size
-# Of the scenes on which checkpoints are chosen: fewer than those that are reported, since each is measured.
-DEV_PAIRS, DEV_IMAGES = 100, 2000
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure what is missing; write ablation-DATA.json, .md and .png."""
     with exit_on_user_error():
         options, extra = _parser().parse_known_args(arguments)
-        if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
-            raise UserError(f"--variants names {min(repeated)} twice.")
-        if options.jobs < 1:
-            raise UserError(f"--jobs {options.jobs}: at least 1 is needed.")
+        _check(options)
         with as_user_error(f"--launcher {options.launcher}", ValueError):
             launcher = shlex.split(options.launcher)
         shards = Path(options.train_data or options.output_dir / "scenes" / "train")
@@ -76,6 +78,19 @@ def main(arguments: list[str] | None = None) -> None:
         with writes_to(options.output_dir):
             draw(outcomes).savefig(output.with_suffix(".png"), dpi=130)
         print(markdown(outcomes))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse values that cannot be, before anything is drawn or trained."""
+    if repeated := {name for name in options.variants if options.variants.count(name) > 1}:
+        raise UserError(f"--variants names {min(repeated)} twice.")
+    for name, least in (("jobs", 1), ("pairs", 1), ("controls", 0), ("hard_pairs", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: at least {least} is needed.")
+    if options.hard_pairs > POOL:
+        raise UserError(f"--hard_pairs {options.hard_pairs}: they are chosen from {POOL} of each pattern.")
+    if options.hard_pairs and options.data_root is not None:
+        raise UserError("--hard_pairs are of the miniature's scenes; with --data_root, leave it out.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,7 +144,7 @@ def _measuring(options: argparse.Namespace) -> Measuring:
         write_benchmarks(data, options.draw, _SIZE, options.draw_seed, options.pairs)
         if chosen_on is None and options.draw != "dev":
             chosen_on = scenes / "dev0"
-            write_benchmarks(chosen_on, "dev", _SIZE, per_category=DEV_PAIRS, test=DEV_IMAGES)
+            write_benchmarks(chosen_on, "dev", _SIZE, **FOR_CHECKPOINTS)
     return Measuring(tuple(options.benchmarks), data, chosen_on, options.controls, options.output_dir / "cache")
 
 

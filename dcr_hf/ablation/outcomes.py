@@ -14,6 +14,7 @@ from dcr_hf.diagnostics.control import write_controls
 from dcr_hf.diagnostics.curve import Point, choose, measure_curve, read_curve, write_curve
 from dcr_hf.evaluation.scoring.abilities import measured
 from dcr_hf.evaluation.scoring.results import Results, read_results, write_text
+from dcr_hf.miniature import hard_pairs, layouts
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.training.plan import plan_stages
 
@@ -72,7 +73,7 @@ class Measuring:
         if self.chosen_on is None:
             return None
         folder = trial.folder / f"curve-{self.chosen_on.name}"
-        asked = {"benchmarks": list(self.benchmarks), "data": str(self.chosen_on.resolve())}
+        asked = _asked(self.benchmarks, self.chosen_on)
         if not _is_done(folder, asked):
             points = measure_curve(trial.folder, self.benchmarks, self.chosen_on, folder, self.cache, batch_size=256)
             assert points is not None  # one process
@@ -84,17 +85,16 @@ class Measuring:
         if not self.controls:
             return []
         folder = trial.folder / "control" / step
-        done = folder / "done.json"
-        if not done.is_file():
+        asked = {"controls": self.controls}
+        if not _is_done(folder, asked):
             shutil.rmtree(folder, ignore_errors=True)
             checkpoint = None if point is None else Path(point.folder)
             write_controls(trial.folder, list(range(self.controls)), folder, checkpoint)
-            write_text(done, json.dumps({"controls": self.controls}))
+            _mark_done(folder, asked)
         return [folder / str(number) for number in range(self.controls)]
 
     def _measure(self, trial: Trial, encoders: dict[str, str], step: str):
         """encoder -> its numbers, measured beside the original on the same items, once."""
-        asked = {"benchmarks": list(self.benchmarks), "data": str(self.data.resolve()), "encoders": list(encoders)}
         folder = trial.folder / f"report-{self.data.name}-{step}"
         parts: list[tuple[str | None, Results]] = []
         jobs: list[tuple[str | None, tuple[str, ...], Path, Path]] = [(None, self.benchmarks, self.data, folder)]
@@ -103,6 +103,7 @@ class Measuring:
             for title, of in self.also.get(trial.seed, ())
         ]
         for title, benchmarks, data, output in jobs:
+            asked = _asked(benchmarks, data) | {"encoders": list(encoders)}
             if not _is_done(output, asked):
                 measure_encoders(encoders, data, output, benchmarks, self.cache, page=False)
                 _mark_done(output, asked)
@@ -131,6 +132,13 @@ def _mean(draws: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, f
         found[title] = {part: float(np.mean([row[part] for row in rows])) for part in rows[0]}
         found[title]["spread"] = float(np.std([row["change"] for row in rows]))
     return found
+
+
+def _asked(benchmarks: Sequence[str], data: Path) -> dict:
+    """What a measurement depends on: scenes in the same folder may have been drawn again, others or more of them."""
+    marks = [data / name for name in (layouts.MARK, hard_pairs.MARK)]
+    drawn = [mark.read_text(encoding="utf-8") for mark in marks if mark.is_file()]
+    return {"benchmarks": list(benchmarks), "data": str(data.resolve()), "drawn": drawn}
 
 
 def _is_done(folder: Path, asked: dict) -> bool:

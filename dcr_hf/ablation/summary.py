@@ -109,10 +109,10 @@ def markdown(found: list[dict]) -> str:
         cells = [_cell(variant, each, title) for title in titles]
         lines.append(markdown_line([variant, _chosen(each), *cells, _fidelity(each)]))
     over = f"over {seeds} seeds: mean and deviation" if seeds > 1 else "with one seed"
-    told = (
+    note = (
         f"The first row has values in percent ({over}), the others changes in points against it, their 95 % interval"
     )
-    lines += ["", f"{told}, and in how many seeds the change was beyond noise by itself, up and down.", ""]
+    lines += ["", f"{note}, and in how many seeds the change was beyond noise by itself, up and down.", ""]
     judged = verdicts(found)
     if judged:
         lines += [markdown_line(["the paper says", "here", "difference (95 %)"]), markdown_line(["---"] * 3)]

@@ -2,9 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from dcr_hf.diagnostics.curve import ORIGINAL
 from dcr_hf.evaluation.scoring.abilities import D_ABILITY, P_ABILITY
-
-ORIGINAL = "original"  # the untrained encoder
 
 
 class Variant(NamedTuple):

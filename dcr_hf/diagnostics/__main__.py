@@ -27,6 +27,7 @@ from dcr_hf.evaluation.readers.shards import read_labeled
 from dcr_hf.evaluation.scoring.results import writes_to
 from dcr_hf.files import check_writable, user_path
 from dcr_hf.models.families import check_encoder
+from dcr_hf.models.float32 import full_float32
 from dcr_hf.models.projector import Projector, check_projector
 
 
@@ -77,7 +78,7 @@ def _add_curve(commands) -> None:
     curve.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
     curve.add_argument("--benchmarks", nargs="+", required=True, help="as in recipes/evaluate.py")
     curve.add_argument("--data_root", type=user_path, help="folder of local copies; default: from the hub")
-    curve.add_argument("--output_dir", type=user_path, help="for curve.json, .md, .png and the report; default: "
+    curve.add_argument("--output_dir", type=user_path, help="for curve.json, .md, .png and results.json; default: "
                        "RUN/curve")  # fmt: skip
     curve.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of k-means")
     curve.add_argument("--batch_size", type=_at_least(1), default=64, help="images that the encoder sees at once")
@@ -122,6 +123,7 @@ def _add_scatter(commands) -> None:
     scatter.add_argument("--workers", type=int, default=2, help="decoding processes")
 
 
+@full_float32()  # predictions of one latent differ by about the rounding error of bfloat16 and TF32
 def run_scatter(options: argparse.Namespace) -> str:
     """Check, measure and write; return the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -135,8 +137,6 @@ def run_scatter(options: argparse.Namespace) -> str:
     rows = choose_images(data.labels, options.classes, options.images_per_class)
     embeddings, pixels = embed(encoder, data, rows, options.batch_size, options.workers)
     conditions = conditions_of(Projector.from_pretrained(projector_folder).to(device), embeddings)
-    # Predictions of one latent differ by about the rounding error of bfloat16 and TF32.
-    torch.backends.cudnn.allow_tf32 = False
     denoiser = FrozenDenoiser.from_pretrained(options.denoiser, dtype=torch.float32).to(device)
     embedded, labels = embedding_gram(embeddings), data.labels[rows]
     prediction_grams = {

@@ -20,7 +20,7 @@ from dcr_hf.models.results import has_encoder
 from dcr_hf.plotting import COLORS, FAINT, INK, STYLE
 from dcr_hf.training.checkpoints import complete_checkpoints, step_of
 
-ORIGINAL = "original"
+ORIGINAL = "original"  # the untrained encoder
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def markdown(points: Sequence[Point]) -> str:
         ]
         step = f"**{point.step}**" if point is chosen else str(point.step)
         lines.append(markdown_line([step, f"{point.moved:.4f}", *cells]))
-    told = "In percent; changes against the original in points, with 95 % intervals. Bold: both changes sum to most."
-    return "\n".join([*lines, "", told]) + "\n"
+    note = "In percent; changes against the original in points, with 95 % intervals. Bold: both changes sum to most."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def draw(points: Sequence[Point]) -> Figure:

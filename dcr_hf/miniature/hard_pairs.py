@@ -26,7 +26,7 @@ from dcr_hf.models.reading import read_json
 ALIKE, BLIND = "scene_alike_pairs", "scene_blind_pairs"
 POOL = 500  # pairs of each pattern to choose from
 _ALIKE_SEED, _BLIND_SEED = 1000, 2000  # added to the draw's: the pools share no scene, and none with other pairs
-_MARK = "hard_pairs.json"
+MARK = "hard_pairs.json"
 
 Pair = tuple[Attribute, Scene, Scene]
 
@@ -45,7 +45,7 @@ def write_hard_pairs(
         was chosen.
     """
     wanted = {"encoder": encoder, "draw": draw, "pairs": per_category, "size": size, "seed": seed, "pool": pool}
-    mark = root / _MARK
+    mark = root / MARK
     if mark.is_file() and (found := read_json("drawn pairs", mark))["wanted"] == wanted:
         return found["cosines"]
     seen = list(pairs(draw, pool, seed + _ALIKE_SEED))

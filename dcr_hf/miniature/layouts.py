@@ -23,11 +23,13 @@ from dcr_hf.models.reading import read_json
 
 PUBLISHED_PAIRS = 15  # a category
 PAIRS = "scene_pairs"
+# Of `write_benchmarks`, for scenes on which a run's checkpoints are chosen: few, since each checkpoint is measured.
+FOR_CHECKPOINTS = {"per_category": 100, "test": 2000}
 TRAINING_IMAGES, TRAINING_SEED = 8_000, 100  # DCR's own: not those that the models were pretrained on
 _CAPTION_KEY, _PAIR_KEY = 21, 22
 _PAIRS_FROM = 1_000_000  # scenes of pairs, of a number that no other set of the draw reaches
 _SHARD = 100  # more shards than lanes: a lane would read all of a shard for its part of it
-_MARK = "scenes.json"  # which scenes a folder holds, written last
+MARK = "scenes.json"  # which scenes a folder holds, written last
 _CHUNK = 64
 
 
@@ -55,7 +57,7 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
     An existing folder is complete and left as it is, unless other scenes than these were drawn into it.
     """
     wanted = {"draw": draw, "count": count, "size": size, "seed": seed}
-    mark = folder / _MARK
+    mark = folder / MARK
     if folder.is_dir() and not (mark.is_file() and read_json("drawn scenes", mark) != wanted):
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +78,7 @@ def write_training_shards(folder: Path, draw: str, count: int, size: int, seed: 
         _write_tar(unfinished / f"{shard:05d}.tar", samples)
         facts = {"count": len(samples) // 3, "successes": len(samples) // 3}
         (unfinished / f"{shard:05d}_stats.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    (unfinished / _MARK).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    (unfinished / MARK).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
     unfinished.rename(folder)
 
 
@@ -190,8 +192,8 @@ def write_benchmarks(
     as it is.
     """
     wanted = {"draw": draw, "size": size, "seed": seed, "pairs": per_category, "train": train, "test": test}
-    wanted["classes"] = len(FINE_CLASSES)  # folders of before they were labelled are drawn anew
-    mark = root / _MARK
+    wanted["classes"] = len(FINE_CLASSES)  # folders from before they were labelled are drawn again
+    mark = root / MARK
     if mark.is_file() and read_json("drawn scenes", mark) == wanted:
         return
     shutil.rmtree(root, ignore_errors=True)

@@ -12,15 +12,22 @@ from dcr_hf.cli import parse, quiet_libraries
 from dcr_hf.config import DCRConfig, Recipe
 from dcr_hf.denoiser import FrozenDenoiser
 from dcr_hf.diagnostics.control import write_controls
-from dcr_hf.diagnostics.curve import Point, draw, measure_curve, write_curve
-from dcr_hf.errors import exit_on_user_error
+from dcr_hf.diagnostics.curve import ORIGINAL, Point, draw, measure_curve, write_curve
+from dcr_hf.errors import UserError, exit_on_user_error
 from dcr_hf.evaluation.report.page import Section, write_report
 from dcr_hf.evaluation.report.summary import make_tables
 from dcr_hf.evaluation.scoring.results import Results, read_results
 from dcr_hf.export import export_folders
 from dcr_hf.files import check_writable
 from dcr_hf.miniature.drawing import render
-from dcr_hf.miniature.layouts import PAIRS, TRAINING_IMAGES, TRAINING_SEED, write_benchmarks, write_training_shards
+from dcr_hf.miniature.layouts import (
+    FOR_CHECKPOINTS,
+    PAIRS,
+    TRAINING_IMAGES,
+    TRAINING_SEED,
+    write_benchmarks,
+    write_training_shards,
+)
 from dcr_hf.miniature.measure import measure_encoders
 from dcr_hf.miniature.pictures import TIMESTEP, clean_images, picture_table, scene_sheet
 from dcr_hf.miniature.scenes import sample_scene
@@ -35,9 +42,7 @@ from dcr_hf.training.plan import plan_stages
 from dcr_hf.training.progress import say
 
 SHOWN_SCENES, SHOWN_PREDICTIONS = 12, 6
-ORIGINAL, ENHANCED, RANDOM = "original", "enhanced", "random"
-# The dev draw, on which checkpoints are looked at: fewer scenes than the test draw, since each is measured.
-DEV_PAIRS, DEV_IMAGES = 100, 2000
+ENHANCED, RANDOM = "enhanced", "random"
 CURVE_BENCHMARKS = (f"mmvp_vlm:{PAIRS}", "clustering:scene_shape")
 
 
@@ -53,6 +58,8 @@ def main(recipe: Recipe, **training: Any) -> None:
         drawn = Path(recipe.train_data)
         recipe, args = parse(recipe, training, sys.argv[1:])
         check_writable("--output_dir", args.folder)
+        if args.save_strategy == "no":
+            raise UserError("--save_strategy no leaves no checkpoints, which the report shows. Leave it out.")
         size = read_encoder_config(recipe.encoder)[0].vision_config.image_size
         first, output, data = args.process_index == 0, Path(args.output_dir), drawn.parent / "test"
         if first and Path(recipe.train_data) == drawn and not drawn.is_dir():
@@ -70,7 +77,7 @@ def main(recipe: Recipe, **training: Any) -> None:
         dev, curve, control = drawn.parent / "dev", output / "curve", output / "control"
         if first:
             write_benchmarks(data, "test", size)
-            write_benchmarks(dev, "dev", size, per_category=DEV_PAIRS, test=DEV_IMAGES)
+            write_benchmarks(dev, "dev", size, **FOR_CHECKPOINTS)
             shutil.rmtree(control, ignore_errors=True)
             write_controls(output, [0], control)
         barrier(args)
@@ -174,6 +181,6 @@ def verdict(results: Results) -> str:
         )
         moved = "did not move beyond noise" if row["noise"] else "rose" if row["difference"] > 0 else "fell"
         p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
-        told = f"{title} {moved}: {100 * row['difference']:+.1f} points ({p})"
-        parts.append(f"{told}, {100 * random['difference']:+.1f} where the encoder was moved as far at random")
+        change = f"{title} {moved}: {100 * row['difference']:+.1f} points ({p})"
+        parts.append(f"{change}, {100 * random['difference']:+.1f} where the encoder was moved as far at random")
     return "; ".join(parts) + "."

@@ -10,8 +10,8 @@ import torch
 def full_float32() -> Iterator[None]:
     """Inside, a GPU computes products and convolutions of float32 in float32, not in TF32; then as before.
 
-    A training run turns TF32 on for its process, and cuDNN's convolutions use it unless told otherwise: errors of
-    about 1e-3, enough to change a pair of MMVP. Every evaluation runs in here, inside training and alone.
+    A training run turns TF32 on for its process, and cuDNN's convolutions use it by default: errors of about 1e-3,
+    enough to change a pair of MMVP. Every evaluation runs in here, inside training and alone.
     """
     # Both: `torch.backends.fp32_precision` alone leaves convolutions in TF32. The second is what each inherits from.
     matmul = torch.backends.cuda.matmul

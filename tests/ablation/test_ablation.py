@@ -1,5 +1,6 @@
 """An ablation trains and measures every variant once, and its tables show the runs' results."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -7,11 +8,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from dcr_hf.ablation import cli, plots, summary, trials
+from dcr_hf.ablation import cli, outcomes, plots, summary, trials
 from dcr_hf.ablation.variants import CLAIMS, COMPARED, ORIGINAL, VARIANTS, control_of
 from dcr_hf.diagnostics import curve
 from dcr_hf.errors import NotFoundError
 from dcr_hf.evaluation.scoring.abilities import D_ABILITY, P_ABILITY
+from dcr_hf.evaluation.scoring.results import Results
 from dcr_hf.miniature import hard_pairs, layouts
 
 SHORT = "--stage1_max_steps 1 --stage2_max_steps 1 --logging_steps 1 --per_device_train_batch_size 3"
@@ -162,6 +164,39 @@ def test_a_checkpoint_is_chosen_on_other_scenes_and_stands_beside_its_control(
     assert "| reconstruction, random |" in table and "what reconstruction gains is learnt" in table
 
 
+@pytest.fixture
+def measuring(tmp_path, monkeypatch):
+    """A `Measuring` whose measurements and controls are recorded, and not made."""
+    done = {"measured": 0, "controls": []}
+    data = tmp_path / "scenes"
+    data.mkdir()
+
+    def measure(encoders, data, output, *args, **more):
+        done["measured"] += 1
+        Results().write(output)
+
+    monkeypatch.setattr(outcomes, "measure_encoders", measure)
+    monkeypatch.setattr(outcomes, "write_controls", lambda run, seeds, *args: done["controls"].append(seeds))
+    trial = trials.Trial("dcr", 0, (), tmp_path / "run", "encoder")
+    return outcomes.Measuring(("mmvp_vlm:scene_pairs",), data, None, 1, tmp_path / "cache"), trial, done
+
+
+def test_scenes_that_were_drawn_again_are_measured_again(measuring):
+    asks, trial, done = measuring
+    for drawn, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        (asks.data / "scenes.json").write_text(drawn)
+        asks._measure(trial, {"original": "encoder"}, "last")
+        assert done["measured"] == expected
+
+
+def test_another_number_of_controls_is_made(measuring):
+    asks, trial, done = measuring
+    for count in (1, 1, 3):
+        folders = dataclasses.replace(asks, controls=count)._controls(trial, None, "last")
+        assert [folder.name for folder in folders] == [*"012"][:count]
+    assert done["controls"] == [[0], [0, 1, 2]]
+
+
 class Job:
     """Stands for a trial: records that it runs, and waits at a barrier."""
 
@@ -221,6 +256,9 @@ def test_after_a_failure_nothing_else_is_started():
         (["--objective", "joint"], "--objective is what the ablation varies (reconstruction)"),
         (["--variants", "dcr", "dcr"], "names dcr twice"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--controls", "-1"], "--controls -1: at least 0 is needed"),
+        (["--hard_pairs", "501"], "--hard_pairs 501: they are chosen from 500 of each pattern"),
+        (["--hard_pairs", "1", "--data_root", "."], "with --data_root, leave it out"),
         (["--launcher", "accelerate 'launch"], "--launcher accelerate 'launch: No closing quotation"),
         (["--data_root", "nowhere", "--benchmarks", "clustering:nothing"], "unknown set 'nothing'"),
         (["--benchmarks", "clustering:nothing"], "nothing"),

@@ -63,8 +63,8 @@ def test_it_moves_as_far_in_the_same_weights(finished, clip_folder, tmp_path):
 
 def test_from_the_command_line_and_refused(finished, tmp_path, capsys, refusal):
     main(["control", "--run", str(finished), "--seeds", "5"])
-    told = capsys.readouterr().out
-    assert "the run moved its embeddings by 0." in told and f"random5={finished}/control/5" in told
+    printed = capsys.readouterr().out
+    assert "the run moved its embeddings by 0." in printed and f"random5={finished}/control/5" in printed
     assert "control/5 exists" in refusal(main, ["control", "--run", str(finished), "--seeds", "5"])
     assert "give each once" in refusal(main, ["control", "--run", str(finished), "--seeds", "1", "1"])
     assert "run.json" in refusal(main, ["control", "--run", str(tmp_path)])

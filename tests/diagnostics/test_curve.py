@@ -91,9 +91,9 @@ def test_a_control_of_a_checkpoint_moves_as_far_as_the_checkpoint(finished, tmp_
             str(tmp_path / "c"),
         ]
     )
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     moved, random = (
-        float(re.search(pattern, told)[1]) for pattern in (r"embeddings by ([\d.]+)", r"c/0  by ([\d.]+)")
+        float(re.search(pattern, printed)[1]) for pattern in (r"embeddings by ([\d.]+)", r"c/0  by ([\d.]+)")
     )
     log = json.loads((finished / "stage2" / "trainer_state.json").read_text())["log_history"]
     assert moved == pytest.approx(next(line["moved"] for line in log if line["step"] == 1), rel=0.02)

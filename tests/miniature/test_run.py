@@ -77,6 +77,13 @@ def test_it_trains_measures_and_reports_and_goes_on_where_it_stopped(launch, mon
     assert "no such file or folder" in capsys.readouterr().err  # scenes are drawn at the recipe's own place only
 
 
+def test_a_run_without_checkpoints_is_refused_before_it_begins(launch, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        launch("--save_strategy", "no")
+    assert ended.value.code == 2 and "--save_strategy no leaves no checkpoints" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "scenes").exists()
+
+
 def test_without_a_projector_the_page_has_no_conditions(launch):
     output = launch("--stage", "2", "--objective", "contrastive")
     page = (output / "report" / "report.html").read_text()
@@ -137,8 +144,10 @@ def test_the_sentence_follows_the_numbers(pairs, nmi, sentence):
         comparison("mmvp_vlm", "all", "pair_accuracy", -0.004, 0.5, "random"),
         comparison("clustering", "scene_shape", "nmi", -0.012, 0.5, "random"),
     ]
-    told = run.verdict(Results(comparisons=rows))
-    assert told.startswith(sentence) and told.endswith("-1.2 where the encoder was moved as far at random.")
+    sentence_found = run.verdict(Results(comparisons=rows))
+    assert sentence_found.startswith(sentence) and sentence_found.endswith(
+        "-1.2 where the encoder was moved as far at random."
+    )
 
 
 def test_importing_what_recipes_import_prints_nothing():

@@ -112,8 +112,8 @@ def test_coarse_captions_name_attributes_as_rarely_as_they_are_told_to():
 def test_captions_of_fine_classes_always_name_them(pretrained):
     random = np.random.default_rng(0)
     scenes = [sample_scene("train", index) for index in range(200)]
-    told = [coarse_caption(scene, random, NAMED_WITH_FINE_CLASSES) for scene in scenes]
-    assert all(scene.fine in caption for scene, caption in zip(scenes, told, strict=True))
+    named = [coarse_caption(scene, random, NAMED_WITH_FINE_CLASSES) for scene in scenes]
+    assert all(scene.fine in caption for scene, caption in zip(scenes, named, strict=True))
     assert len({scene.fine for scene in scenes}) > 80
     plain = [coarse_caption(scene, random) for scene in scenes]
     assert sum(scene.fine in caption for scene, caption in zip(scenes, plain, strict=True)) < 40

@@ -18,16 +18,16 @@ def table(sizes):
         ([3] * 10, [4, 4, 2]),  # 12 columns each: a fifth set of three would be the fifteenth
         ([3, 3], [2]),
         ([WIDEST, 1], [1, 1]),
-        ([WIDEST + 5, 2, 2], [1, 2]),  # a group stays whole
+        ([WIDEST + 5, 2, 2], [1, 2]),  # a group is not divided
     ],
 )
 def test_it_is_divided_between_groups(sizes, expected):
-    whole = table(sizes)
-    parts = whole.parts
+    wide = table(sizes)
+    parts = wide.parts
     assert [len(part.groups) for part in parts] == expected
-    assert [group for part in parts for group in part.groups] == whole.groups
-    assert [name for part in parts for name in part.header[1:]] == whole.header[1:]
-    for index, row in enumerate(whole.rows):
+    assert [group for part in parts for group in part.groups] == wide.groups
+    assert [name for part in parts for name in part.header[1:]] == wide.header[1:]
+    for index, row in enumerate(wide.rows):
         assert [cell for part in parts for cell in part.rows[index].cells] == row.cells
         assert {(part.rows[index].label, part.rows[index].source) for part in parts} == {(row.label, row.source)}
     for part in parts:
@@ -36,5 +36,5 @@ def test_it_is_divided_between_groups(sizes, expected):
 
 
 def test_without_groups_it_stays_as_it_is():
-    whole = Table("", "Differences", [], ["", *"abcdefghijklmnopqrst"], [Row("x", [*"abcdefghijklmnopqrst"])])
-    assert whole.parts == [whole]
+    wide = Table("", "Differences", [], ["", *"abcdefghijklmnopqrst"], [Row("x", [*"abcdefghijklmnopqrst"])])
+    assert wide.parts == [wide]
