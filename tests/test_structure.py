@@ -2,7 +2,13 @@
 
 import ast
 import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,6 +196,29 @@ def test_nothing_needs_torchvision_or_trusts_remote_code():
         text = file.read_text()
         assert "trust_remote_code" not in text, file
         assert all("weights_only=True" in call for call in re.findall(r"torch\.load\([^\n]*", text)), file
+
+
+def test_every_package_that_is_imported_is_declared_and_pinned():
+    """One that comes along with another may be missing, or another, with the next version of that one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runs = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    tests = runs | {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"]["dev"]}
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] not in "#-"]
+    assert {canonicalize_name(Requirement(line).name) for line in lines} >= tests
+    through_others = {"deepspeed", "tensorboard"}
+    assert runs - imported("dcr_hf", "recipes") <= {*through_others, "evaluate"}  # is a recipe's name too
+    assert imported("dcr_hf", "recipes") <= runs
+    assert imported("tests", "benchmarks") <= tests | {"dcr-hf"}
+
+
+def imported(*folders):
+    """The distributions that the files of these folders import, however deep in a function."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    own = {path.stem for path in files} | {path.parent.name for path in files} | {"dcr_hf", *sys.stdlib_module_names}
+    names = {name.split(".")[0] for path in files for name in imports_of(path)} - own
+    of = packages_distributions()
+    assert names <= of.keys(), names - of.keys()
+    return {canonicalize_name(of[name][0]) for name in names}
 
 
 def test_every_test_that_the_readme_and_the_documents_name_exists():
