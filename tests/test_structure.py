@@ -198,6 +198,14 @@ def test_nothing_needs_torchvision_or_trusts_remote_code():
         assert all("weights_only=True" in call for call in re.findall(r"torch\.load\([^\n]*", text)), file
 
 
+def test_float64_is_of_the_cpu_alone():
+    """MPS, the GPU of a Mac, has none."""
+    files = list(PACKAGE.rglob("*.py"))
+    wide = [(path.name, line) for path in files for line in path.read_text().splitlines() if ".double()" in line]
+    assert len(wide) >= 5
+    assert [found for found in wide if ".cpu().double()" not in found[1]] == []
+
+
 def test_every_package_that_is_imported_is_declared_and_pinned():
     """One that comes along with another may be missing, or another, with the next version of that one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

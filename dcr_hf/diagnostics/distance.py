@@ -66,7 +66,7 @@ class TrainedRun:
 
         @torch.inference_mode()
         def embed(model: Any) -> Tensor:
-            return model.get_image_features(pixel_values=pixels).pooler_output.double()
+            return model.get_image_features(pixel_values=pixels).pooler_output.cpu().double()
 
         original = embed(base)
         return lambda model: (1 - F.cosine_similarity(embed(model), original, dim=-1)).mean().item()

@@ -53,7 +53,7 @@ def conditions_of(projector: Projector, embeddings: Tensor) -> Tensor:
 
 def embedding_gram(embeddings: Tensor) -> np.ndarray:
     """The Gram matrix (N, N) of z (N, D) at unit length, as D-Ability is measured."""
-    return _gram(F.normalize(embeddings.double(), dim=-1))
+    return _gram(F.normalize(embeddings.cpu().double(), dim=-1))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def prediction_gram(
             for some in conditions.split(batch_size):
                 parts.append(denoiser.predict_pairs(noisy, timestep, some)[0].flatten(1))  # (n, 4 * h * w)
                 bar.update(len(some))
-            total += _gram(F.normalize(torch.cat(parts).double(), dim=-1)) / probes
+            total += _gram(F.normalize(torch.cat(parts).cpu().double(), dim=-1)) / probes
     return total
 
 
@@ -98,4 +98,4 @@ def _gram(points: Tensor) -> np.ndarray:
     """The Gram matrix about the points' mean: predictions of one latent are so close that their distances would
     be lost in rounding."""
     centred = points - points.mean(dim=0)
-    return (centred @ centred.T).cpu().numpy()
+    return (centred @ centred.T).numpy()

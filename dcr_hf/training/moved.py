@@ -50,9 +50,9 @@ class Moved:
         if is_new:
             self._before = _embed(encoder, self._images)
             if rank == 0:
-                self._write({**chosen, "embeddings": self._before.cpu()})
+                self._write({**chosen, "embeddings": self._before})
         elif chosen:
-            self._before = chosen["embeddings"].to(images.device)
+            self._before = chosen["embeddings"]
 
     def distance(self, encoder: ImageEncoder) -> float | None:
         """1 - cosine, the mean over the images; None if they are not known."""
@@ -72,8 +72,8 @@ class Moved:
 
 @torch.no_grad()
 def _embed(encoder: ImageEncoder, images: Tensor) -> Tensor:
-    """z (K, D) in eval mode, float64."""
+    """z (K, D) in eval mode, float64, on the CPU."""
     training = encoder.training
     embeddings = encoder.eval()(images)
     encoder.train(training)
-    return embeddings.double()
+    return embeddings.cpu().double()
