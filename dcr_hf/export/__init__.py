@@ -3,7 +3,14 @@
 Whatever writes or describes an exported folder enters here; training does not.
 """
 
-from dcr_hf.export.merge import ExportError, copy_side_files, export_encoder, export_folders, export_run
+from dcr_hf.export.merge import (
+    ExportError,
+    copy_side_files,
+    export_encoder,
+    export_folders,
+    export_run,
+    export_target,
+)
 from dcr_hf.export.run_facts import RunFacts
 from dcr_hf.export.upload import Upload, check_upload, push_to_hub, upload_command
 
@@ -16,6 +23,7 @@ __all__ = [
     "export_encoder",
     "export_folders",
     "export_run",
+    "export_target",
     "push_to_hub",
     "upload_command",
 ]

@@ -165,7 +165,16 @@ def _copy(base: Path, folder: Path, names: tuple[str, ...]) -> None:
 
 
 def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite: bool = False) -> tuple[Path, Path]:
-    """Export what a run left in `output_dir`: what trained the encoder, or one of its checkpoints."""
+    """Export what a run left in `output_dir`: what trained the encoder, or one of its checkpoints.
+
+    That of a checkpoint goes into a folder of its own: a run whose export is there counts as finished.
+
+    Returns:
+        the folders of the dual encoder and of the vision tower, in OUT or in OUT/CHECKPOINT.
+
+    Raises:
+        NotFoundError, AlreadyExistsError, ExportError: as `export_encoder`.
+    """
     output_dir = Path(output_dir)
     facts = RunFacts.read(output_dir)
     stage = facts.encoder_stage
@@ -179,4 +188,10 @@ def export_run(output_dir: str | Path, checkpoint: str | None = None, overwrite:
             + (f"Export one of its checkpoints with --checkpoint: {', '.join(known)}." if known else "Run it first.")
         )
     facts.pin_encoder()
-    return export_encoder(facts.encoder, trained, output_dir, facts.with_log_of(trained), overwrite)
+    target = export_target(output_dir, checkpoint)
+    return export_encoder(facts.encoder, trained, target, facts.with_log_of(trained), overwrite)
+
+
+def export_target(output_dir: str | Path, checkpoint: str | None) -> Path:
+    """Where the export of OUT goes, or of one of its checkpoints: OUT, OUT/checkpoint-500."""
+    return Path(output_dir) / Path(checkpoint or "").name

@@ -83,10 +83,11 @@ def push_to_hub(folders: tuple[Path, Path], upload: Upload, command: str) -> lis
     return ids
 
 
-def upload_command(output_dir: str | Path, upload: Upload) -> str:
-    """What uploads a finished run."""
+def upload_command(output_dir: str | Path, upload: Upload, checkpoint: str | None = None) -> str:
+    """What uploads a run's export, or that of one of its checkpoints."""
+    which = f" --checkpoint {checkpoint}" if checkpoint else ""
     where = f" --hub_model_id {upload.model_id}" if upload.model_id else ""
-    return f"python -m dcr_hf.export {output_dir} --push_to_hub{where}"
+    return f"python -m dcr_hf.export {output_dir}{which} --push_to_hub{where}"
 
 
 def _create(api: HfApi, name: str, upload: Upload) -> str:

@@ -256,8 +256,10 @@ def test_exporting_later_from_the_command_line(clip_folder, tmp_path):
     assert "Traceback" not in refused.stderr and "Warning" not in refused.stderr
     done = run_program(*command, "--checkpoint", "checkpoint-5")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == [str(tmp_path / "clip-tiny-dcr"), str(tmp_path / "clip-tiny-dcr-vision")]
-    assert "| loss | 3.5 |" in ModelCard.load(tmp_path / "clip-tiny-dcr" / "README.md").text
+    exported = tmp_path / "checkpoint-5" / "clip-tiny-dcr"
+    assert done.stdout.split()[-2:] == [str(exported), f"{exported}-vision"]
+    assert "| loss | 3.5 |" in ModelCard.load(exported / "README.md").text
+    assert not (tmp_path / "clip-tiny-dcr").exists()  # the run would count as finished, and its result be left out
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -96,7 +96,9 @@ def test_a_run_is_exported_and_goes_on_after_an_interruption_to_the_same_bits(re
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     again, _ = export_run(tmp_path, overwrite=True)
     assert all(torch.equal(tensor, exported[name]) for name, tensor in load_file(again / "model.safetensors").items())
-    early, _ = export_run(tmp_path, checkpoint="checkpoint-2", overwrite=True)
+    early, _ = export_run(tmp_path, checkpoint="checkpoint-2")
+    assert early == tmp_path / "checkpoint-2" / "clip-tiny-dcr"
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in load_file(again / "model.safetensors").items())
     assert any(not torch.equal(tensor, exported[n]) for n, tensor in load_file(early / "model.safetensors").items())
 
 
