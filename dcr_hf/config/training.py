@@ -176,8 +176,8 @@ class DCRConfig(TrainingOptions):
     shuffle_buffer: int = option(2000, "Encoded images that each reader holds in order to shuffle them.", DATA)
     eval_benchmarks: list[str] = option(
         [],
-        "Benchmarks of recipes/evaluate.py to run every --eval_steps of stage 2, such as mmvp_vlm "
-        "clustering:cifar10; logged as eval_NAME, a name for --metric_for_best_model.",
+        "Benchmarks of recipes/evaluate.py to run every --eval_steps of stage 2 (default: --save_steps), such as "
+        "mmvp_vlm clustering:cifar10; logged as eval_NAME, a name for --metric_for_best_model.",
         EVALUATION,
         Role.NEUTRAL,
     )
@@ -188,6 +188,8 @@ class DCRConfig(TrainingOptions):
     def __post_init__(self):
         if self.eval_benchmarks and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+            if self.eval_steps is None and self.save_strategy == "steps":
+                self.eval_steps = self.save_steps  # the default, --logging_steps, would be every few seconds
         super().__post_init__()
         self.pair_chunk_size = str(self.pair_chunk_size)
         check_values(self)

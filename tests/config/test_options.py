@@ -112,6 +112,13 @@ def test_evaluation_during_training_is_not_taken_for_do_eval(tmp_path):
     refuse_without_effect(args)
 
 
+def test_evaluation_comes_with_the_checkpoints_unless_its_steps_are_given(tmp_path):
+    """transformers' default, --logging_steps, would evaluate every few seconds."""
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "eval_benchmarks": ["mmvp_vlm"], "save_steps": 30}
+    assert DCRConfig(**options).eval_steps == 30
+    assert DCRConfig(**options, eval_steps=5).eval_steps == 5
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
