@@ -8,7 +8,8 @@
 
 or on a LLaVA of transformers, with --llava in the place of --encoder and --language_model. On small GPUs:
 
-    accelerate launch recipes/llava15.py ... --lora_rank 128 --instruct_batch_size 4 --gradient_accumulation_steps 4
+    accelerate launch recipes/llava15.py ... --lora_rank 128 \
+        --align_batch_size 8 --instruct_batch_size 4 --gradient_accumulation_steps 4
 
 docs/llava.md tells the rest.
 """
