@@ -97,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description="Train, export and measure variants of DCR on the same data and budget.",
         epilog="Any other option is passed to every run: --stage1_max_steps 1000 --per_device_train_batch_size 8 ...",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(COMPARED), metavar="NAME",
                         help=f"variants to train: {', '.join(VARIANTS)}")  # fmt: skip

@@ -46,7 +46,6 @@ def _add_control(commands) -> None:
     control = commands.add_parser(
         "control",
         help="encoders moved as far as a run's, in random directions",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     control.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
     control.add_argument("--checkpoint", type=user_path, help="one of the run's, such as RUN/stage2/checkpoint-200")
@@ -73,7 +72,6 @@ def _add_curve(commands) -> None:
     curve = commands.add_parser(
         "curve",
         help="abilities of a run's checkpoints against the distance that each has moved",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     curve.add_argument("--run", type=user_path, required=True, help="the run's --output_dir")
     curve.add_argument("--benchmarks", nargs="+", required=True, help="as in recipes/evaluate.py")
@@ -100,7 +98,6 @@ def _add_scatter(commands) -> None:
     scatter = commands.add_parser(
         "scatter",
         help="theorem 1: scatter of embeddings and of predictions, within and between classes",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     scatter.add_argument("--encoder", required=True, help="CLIP or SigLIP folder or hub id, or a result of stage 2")
     scatter.add_argument("--projector", required=True, help="projector folder, such as OUT/stage1")

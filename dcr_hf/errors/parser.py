@@ -4,11 +4,19 @@ import argparse
 from typing import NoReturn
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in --help, but those that only mean that an option is not given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        not_given = action.default is None or action.default is False or action.default == []
+        return action.help if not_given else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse without usage lines before an error, and without abbreviated options: a misspelled one is refused."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        super().__init__(*args, **({"allow_abbrev": False, "formatter_class": DefaultsFormatter} | kwargs))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")

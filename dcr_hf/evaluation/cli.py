@@ -71,7 +71,6 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Re
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description="Measure CLIP-family encoders.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--encoders",

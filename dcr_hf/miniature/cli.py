@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Pretrain, or --check what pretraining led to. The same command again resumes."""
     parser = OneLineParser(
         description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--size", choices=list(SIZES), default="mini", help="size of images and models")
     parser.add_argument(
