@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcr_hf.errors import UserError, WriteError
 
 # Written last. Holds the facts that a resume compares.
@@ -19,6 +21,10 @@ MARK = "complete.json"
 # Options that came later -> what a run did before they did.
 _BEFORE = {"lora_bias": "none", "mask_prompt_padding": False, "decay_all": False, "pixel_statistics": "encoder"}
 _BEFORE |= {"align_pad": True, "anchor_weight": 0.0, "negative_weighting": "none"}
+
+
+# Where ranks are CPUs, older transformers (5.17) load an optimizer's state to "cpu:0", which torch does not know.
+torch.serialization.register_package(15, lambda _: None, lambda data, place: data if place == "cpu:0" else None)
 
 
 class ResumeError(UserError):

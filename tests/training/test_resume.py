@@ -35,6 +35,12 @@ from helpers.programs import ROOT, TORCHRUN, WORKERS, Program, run_program
 RECIPE = ROOT / "recipes" / "openai_vitl.py"
 
 
+def test_the_state_of_an_optimizer_is_read_to_a_cpu_with_an_index(tmp_path):
+    torch.save({"exp_avg": torch.ones(3)}, tmp_path / "optimizer.pt")
+    state = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 0), weights_only=True)
+    assert state["exp_avg"].tolist() == [1, 1, 1]
+
+
 @pytest.fixture(scope="module")
 def settings(clip_folder, sd_folder, shards_folder):
     """Every option but the folder of the run."""

@@ -144,10 +144,12 @@ def test_fsdp_shards_the_layers_and_the_gathered_weights_are_whole(clip_folder, 
 
 
 def test_a_dead_rank_is_named(clip_folder, sd_folder, shards_folder, tmp_path):
-    """One of two ranks dies in the middle: the other does not wait for it, and the launcher says which it was."""
+    """One of two ranks dies in the middle: the other does not wait for it, and the launcher says which it was. Not
+    always as the root cause: the other's lost connection may be seen first."""
     worker = WORKERS / "distributed_worker.py"
     command = [*TORCHRUN, worker, clip_folder, sd_folder, shards_folder, tmp_path, "stage1"]
     done = run_python(*command, DIE_ON_RANK="1")
     assert done.returncode != 0
-    root_cause = done.stderr[done.stderr.index("Root Cause") :]
-    assert re.search(r"rank\s*: 1 ", root_cause) and "SIGKILL" in root_cause
+    report = done.stderr[done.stderr.rindex("Failures:") :]
+    dead = next(entry for entry in report.split("time      :") if re.search(r"rank\s*: 1 ", entry))
+    assert "SIGKILL" in dead
