@@ -218,3 +218,14 @@ def fake_hub():
         hub.released.set()
         server.shutdown()
         server.server_close()
+
+
+def constants_for(url, cache):
+    """The values of `huggingface_hub.constants` with which a process uses the hub at `url`."""
+    return {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }

@@ -3,19 +3,15 @@ from huggingface_hub import constants
 
 from dcr_hf import hub as hub_room
 from dcr_hf.hub import patience
-from helpers.hub import fake_hub
+from helpers.hub import constants_for, fake_hub
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An emulated hub that this process uses, with an empty cache and short waits."""
     with fake_hub() as emulated:
-        monkeypatch.setattr(constants, "ENDPOINT", emulated.url)
-        template = emulated.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, value in constants_for(emulated.url, tmp_path / "cache").items():
+            monkeypatch.setattr(constants, name, value)
         for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
             monkeypatch.setattr(constants, name, 1)
         monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)

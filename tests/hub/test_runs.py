@@ -1,9 +1,7 @@
 """Runs on a hub: what is fetched, what happens in an outage, which commit counts, and uploads."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from dcr_hf.run import run
 from helpers.evaluation_layouts import write_classification
 from helpers.hub import Fault
 from helpers.images import encoded, photographs, write_shard
+from helpers.programs import TORCHRUN, WORKERS, run_program
 from helpers.runs import options_of_a_run
 from helpers.tiny_llava import save_llama
 
@@ -184,17 +183,13 @@ def test_an_upload_is_checked_before_training_and_made_after_it(filled, tmp_path
         start(out)
 
 
-def start_ranks(filled, output, ranks, *more):
-    """`start` as a program, in `ranks` processes."""
-    home = output.parent / "home"
-    environment = os.environ | {"HF_ENDPOINT": filled.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def start_ranks(filled, output, *more):
+    """`start` as a program, in two processes."""
     words = ["--encoder", ENCODER, "--denoiser", DENOISER, "--train_data", DATA, "--stage", "1", "--use_cpu"]
     words += ["--per_device_train_batch_size", "4", "--report_to", "none", "--gradient_accumulation_steps", "1"]
     words += ["--shuffle_buffer", "8", "--output_dir", output, *more]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
-    command = [*launcher, "recipes/openai_vitl.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    program = [WORKERS / "on_a_hub.py", filled.url, output.parent / "home", ROOT / "recipes" / "openai_vitl.py"]
+    return run_program(*TORCHRUN, *program, *words, OMP_NUM_THREADS="1")
 
 
 def projector_of(output):
@@ -202,7 +197,7 @@ def projector_of(output):
 
 
 def test_two_processes_fetch_each_file_once(filled, tmp_path):
-    done = start_ranks(filled, tmp_path / "out", 2, "--stage1_max_steps", "2", "--dataloader_num_workers", "2")
+    done = start_ranks(filled, tmp_path / "out", "--stage1_max_steps", "2", "--dataloader_num_workers", "2")
     assert done.returncode == 0, done.stderr
     assert len(filled.requests("/api/(models|datasets)")) == 3
     for path in {entry[1] for entry in filled.requests(rf"GET .*{WEIGHTS}|GET .*json")}:
@@ -211,14 +206,14 @@ def test_two_processes_fetch_each_file_once(filled, tmp_path):
 
 def test_a_shard_that_only_one_rank_waits_for_in_vain_stops_both_at_the_same_step(filled, tmp_path):
     words = ["--stage1_max_steps", "6", "--dataloader_num_workers", "1"]
-    assert start_ranks(filled, tmp_path / "uninterrupted", 2, *words).returncode == 0
+    assert start_ranks(filled, tmp_path / "uninterrupted", *words).returncode == 0
     filled.faults = [Fault(r"train-3\.tar", "503", times=10**6)]
-    stopped = start_ranks(filled, tmp_path / "out", 2, *words, "--hub_patience", "1")
+    stopped = start_ranks(filled, tmp_path / "out", *words, "--hub_patience", "1")
     assert stopped.returncode != 0 and "exitcode  : 75" in stopped.stderr
     assert "503 Service Unavailable" in stopped.stderr and "Traceback (most recent call last)" not in stopped.stdout
     assert not (tmp_path / "out/stage1/projector").exists()
     filled.faults = []
-    assert start_ranks(filled, tmp_path / "out", 2, *words).returncode == 0
+    assert start_ranks(filled, tmp_path / "out", *words).returncode == 0
     assert projector_of(tmp_path / "uninterrupted") == projector_of(tmp_path / "out")
 
 
