@@ -23,7 +23,7 @@ from transformers.integrations import deepspeed
 
 from dcr_hf.config import DCRConfig
 from dcr_hf.config.options import GROUPS, Role, options_of
-from dcr_hf.errors import UserError, as_user_error
+from dcr_hf.errors import DefaultsFormatter, UserError, as_user_error
 from dcr_hf.hub import declare, hub_id, set_patience
 
 
@@ -73,8 +73,8 @@ def _expand_paths(options: Any) -> None:
             setattr(options, option.name, str(Path(value).expanduser()))
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option under one name, and no default where the help text says what None means."""
+class _Formatter(DefaultsFormatter):
+    """Each option under one name."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -85,9 +85,6 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return getattr(action.type, "__name__", "value").upper().replace("STRING_TO_BOOL", "BOOL")
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):

@@ -4,7 +4,7 @@ Exceptions of that family and how a program ends enter here. Everything else tha
 """
 
 from dcr_hf.errors.exit import INCOMPLETE, Interrupted, UnavailableError, exit_on_user_error, own_message
-from dcr_hf.errors.parser import OneLineParser
+from dcr_hf.errors.parser import DefaultsFormatter, OneLineParser
 from dcr_hf.errors.user import (
     AlreadyExistsError,
     LockedError,
@@ -17,6 +17,7 @@ from dcr_hf.errors.user import (
 __all__ = [
     "INCOMPLETE",
     "AlreadyExistsError",
+    "DefaultsFormatter",
     "Interrupted",
     "LockedError",
     "NotFoundError",

@@ -5,10 +5,10 @@ from typing import NoReturn
 
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in --help, but those that only mean that an option is not given."""
+    """Defaults in --help, but those that only mean that an option or a flag is not given."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        not_given = action.default is None or action.default is False or action.default == []
+        not_given = action.default is None or action.default == [] or action.nargs == 0
         return action.help if not_given else super()._get_help_string(action)
 
 

@@ -37,9 +37,7 @@ VAE_NOISE = 0.2  # with more, what the denoiser learnt from mean latents is of l
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain, or --check what pretraining led to. The same command again resumes."""
-    parser = OneLineParser(
-        description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.",
-    )
+    parser = OneLineParser(description="Pretrain the miniature's CLIP and Stable Diffusion on drawn scenes.")
     parser.add_argument("--size", choices=list(SIZES), default="mini", help="size of images and models")
     parser.add_argument(
         "--output_dir",

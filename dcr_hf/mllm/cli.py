@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description="Measure LLaVA-1.5 models on multimodal benchmarks.",
-    )
+    parser = OneLineParser(description="Measure LLaVA-1.5 models on multimodal benchmarks.")
     parser.add_argument(
         "--models",
         nargs="+",
